@@ -1,0 +1,114 @@
+"""What every loader gives and every user of a loader may rely on.
+
+Shape letters used throughout: B batch, H W height and width, N samples of the data set, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One batch, on the device. Shapes are the same for every training batch of a run."""
+
+    images: Tensor  # B3HW, normalised, in the run's dtype and memory format
+    targets: Tensor  # B int64
+    indices: Tensor  # B int64: position in the data set; the same sample has the same index in every backend
+    aug_ids: Tensor  # B int64: which view of that sample this is
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Facts about one split of a data set."""
+
+    name: str
+    num_samples: int
+    num_classes: int
+    image_size: int
+    labels: Tensor  # N int64, on the CPU
+    views: int | None  # distinct aug_ids a sample can have; None = unbounded
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    class_names: tuple[str, ...]
+
+
+class Split(Protocol):
+    """One split of a data set, before any view is taken: where loaders read from."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def labels(self) -> Tensor:
+        """N int64"""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """The picture as HW3 uint8."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Its file, or its place in the split: for messages."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySplit:
+    """Pictures of one size, all in memory."""
+
+    name: str
+    images: np.ndarray  # N,H,W,3 uint8, H == W
+    labels: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        return np.asarray(self.images[index])
+
+    def where(self, index: int) -> str:
+        return f"{self.name}, picture {index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a loader deals its split out: everything the order and the views of a run depend on."""
+
+    batch_size: int  # on this rank
+    seed: int
+    train: bool  # shuffled, last partial batch dropped; otherwise in order, every sample once
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+    rank: int = 0
+    world: int = 1
+    num_workers: int = 0
+
+
+class Loader(Protocol):
+    spec: DataSpec
+
+    def __len__(self) -> int:
+        """Batches an epoch on this rank."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches start, start+1, .. of an epoch. Depends on (seed, epoch, rank) only."""
+        ...

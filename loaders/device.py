@@ -1,0 +1,83 @@
+"""The whole data set on the device as bytes; a batch is one gather. No workers, no copies, nothing to wait for.
+
+On the CPU one compiled kernel crops, mirrors, normalises and writes the run's dtype in a single pass; elsewhere the
+same view is batched tensor code. Both normalise by the same float32 arithmetic, so they agree bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from loaders.contract import ArraySplit, Batch, DataSpec, Plan
+from loaders.deal import deck, hand, num_batches
+from loaders.views import ShiftFlip, Whole, normalisation, normalisation_table
+
+
+class DeviceLoader:
+    def __init__(self, split: ArraySplit, view: ShiftFlip | Whole, plan: Plan) -> None:
+        self.spec = DataSpec(
+            name=split.name, num_samples=len(split), num_classes=len(split.class_names), image_size=view.size,
+            labels=split.labels, views=view.count, mean=split.mean, std=split.std, class_names=split.class_names,
+        )  # fmt: skip
+        self.view, self.plan = view, plan
+        self._images = torch.from_numpy(split.images).to(plan.device)  # N,H,W,3 uint8
+        self._labels = split.labels.to(plan.device)
+        self._table = normalisation_table(split.mean, split.std, plan.dtype).to(plan.device)
+        compiled = plan.device.type == "cpu" and plan.dtype in (torch.float32, torch.bfloat16)
+        self._render = _compiled(self) if compiled else self.render_by_tensors
+
+    def __len__(self) -> int:
+        return num_batches(self.spec.num_samples, self.plan)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        indices, aug_ids = deck(self.view, self.spec.num_samples, self.plan, epoch, self.plan.device)
+        for number in range(start, len(self)):
+            rows = hand(self.plan, number)
+            yield self.fetch(indices[rows], aug_ids[rows])
+
+    def fetch(self, indices: Tensor, aug_ids: Tensor) -> Batch:
+        """The named views of the named samples: pure, and free of host syncs."""
+        return Batch(self._render(indices, aug_ids), self._labels[indices], indices, aug_ids)
+
+    def render_by_tensors(self, indices: Tensor, aug_ids: Tensor) -> Tensor:
+        size = self.view.size
+        steps = torch.arange(size, device=indices.device)
+        if isinstance(self.view, Whole):
+            pixels = self._images[indices]
+        else:
+            top, left, flip = self.view.window(aug_ids)
+            y = top[:, None] - self.view.pad + steps
+            x = left[:, None] - self.view.pad + torch.where(flip[:, None] == 1, size - 1 - steps, steps)
+            inside = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]
+            near_y, near_x = y.clamp(0, size - 1)[:, :, None], x.clamp(0, size - 1)[:, None, :]
+            pixels = self._images[indices[:, None, None], near_y, near_x] * inside[..., None]
+        offset = torch.arange(3, device=indices.device) * 256
+        images = self._table.flatten()[pixels.to(torch.int64) + offset].permute(0, 3, 1, 2)
+        return images if self.plan.channels_last else images.contiguous()
+
+
+def _compiled(loader: DeviceLoader) -> Callable[[Tensor, Tensor], Tensor]:
+    from loaders.kernel import gather_bfloat16, gather_float32
+
+    plan, view, size = loader.plan, loader.view, loader.view.size
+    pad = view.pad if isinstance(view, ShiftFlip) else 0
+    pixels = loader._images.numpy().reshape(len(loader._images), size, size * 3)
+    channels = torch.arange(3 * size * size)
+    channels = channels % 3 if plan.channels_last else channels // (size * size)
+    scale, bias = (t[channels].numpy() for t in normalisation(loader.spec.mean, loader.spec.std))
+    gather, bits = (
+        (gather_bfloat16, torch.uint16) if plan.dtype == torch.bfloat16 else (gather_float32, torch.float32)
+    )
+    shape = (size, size, 3) if plan.channels_last else (3, size, size)
+
+    def render(indices: Tensor, aug_ids: Tensor) -> Tensor:
+        images = torch.empty(len(indices), size * size * 3, dtype=plan.dtype)
+        gather(pixels, scale, bias, indices.numpy(), aug_ids.numpy(), pad, not plan.channels_last,
+               images.view(bits).numpy())  # fmt: skip
+        images = images.view(-1, *shape)
+        return images.permute(0, 3, 1, 2) if plan.channels_last else images
+
+    return render
