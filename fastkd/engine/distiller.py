@@ -1,0 +1,60 @@
+"""Student and method as one module: everything that is trained, and the weighted loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastkd.method import LOGITS, Method
+from fastkd.models.base import StagedNet
+from fastkd.outputs import Clock, Outputs, Terms
+from fastkd.toolbox.softlabels import soft_label_kl
+from loaders.contract import Batch
+
+
+class Precision:
+    """The dtype networks run in. Losses are outside of it, in float32."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    def __call__(self) -> torch.autocast:
+        mixed = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, dtype=self.dtype if mixed else torch.bfloat16, enabled=mixed)
+
+
+class Distiller(nn.Module):
+    """A term whose weight is 0 is not computed, and the teacher is not asked for it."""
+
+    def __init__(self, student: StagedNet, method: Method, precision: Precision) -> None:
+        super().__init__()
+        self.student, self.method, self.precision = student, method, precision
+        config = method.config
+        self.own_weight = float(getattr(config, method.weighed_by))
+        self.adds_kl = config.kd_weight != 0 and method.weighed_by != "kd_weight"
+        own = method.needs.teacher if self.own_weight else ()
+        self.teacher_needs = tuple(dict.fromkeys([*own, *((LOGITS,) if self.adds_kl else ())]))
+        if not self.own_weight:
+            method.requires_grad_(False)  # never reached: the optimizer and the ranks must not wait for it
+        # false where the student's classifier may learn nothing, as with -c 0 -d 0
+        self.trains_all = bool(config.task_weight or self.adds_kl or method.weighed_by == "kd_weight")
+
+    def forward(self, batch: Batch, taught: Outputs, clock: Clock) -> tuple[Terms, Tensor]:
+        """Terms by name, unweighted, with their weighted sum as "loss" first; and the student's logits."""
+        config = self.method.config
+        with self.precision():
+            student = self.student(batch.images, self.method.needs.student if self.own_weight else ())
+        weighted: list[Tensor] = []
+        terms: Terms = {}
+        if config.task_weight:
+            terms["task"] = F.cross_entropy(student.logits, batch.targets)
+            weighted.append(terms["task"] * config.task_weight)
+        if self.adds_kl:
+            terms["kl"] = soft_label_kl(student.logits, taught.logits, config.kd_temperature)
+            weighted.append(terms["kl"] * config.kd_weight)
+        if self.own_weight:
+            own = self.method.terms(student, taught, batch, clock)
+            terms |= own
+            weighted += [term * self.own_weight for term in own.values()]
+        return {"loss": torch.stack(weighted).sum()} | terms, student.logits

@@ -1,0 +1,36 @@
+"""One exact pass over a test set: every sample once, on any number of ranks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastkd.engine import parallel
+from fastkd.engine.distiller import Precision
+from loaders.contract import Loader
+
+
+class Score(NamedTuple):
+    loss: float
+    top1: float  # percent
+    top5: float
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, loader: Loader, precision: Precision) -> Score:
+    was_training = net.training
+    net.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=precision.device)
+    for batch in loader.batches(epoch=0):
+        with precision():
+            logits = net(batch.images).logits
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.targets[:, None]
+        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+        count = torch.full((), len(batch.targets), device=precision.device)
+        sums += torch.stack([loss, ranked[:, 0].sum(), ranked.sum(), count])
+    net.train(was_training)
+    loss_sum, top1, top5, samples = parallel.total(sums).tolist()
+    return Score(loss_sum / samples, 100 * top1 / samples, 100 * top5 / samples)

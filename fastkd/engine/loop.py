@@ -1,0 +1,295 @@
+"""The loop: the same for every method, loader, precision and number of ranks."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkd.engine import optim, parallel
+from fastkd.engine.build import Run
+from fastkd.engine.evaluate import Score, evaluate
+from fastkd.engine.meters import Meters
+from fastkd.engine.record import Recorder
+from fastkd.engine.rundir import LAST
+from fastkd.outputs import Clock
+from loaders.contract import Batch
+from loaders.errors import UserError
+
+STATE = {
+    "about",
+    "model",
+    "method",
+    "optimizer",
+    "scaler",
+    "meters",
+    "clock",
+    "position",
+    "rng",
+    "threads",
+    "teacher_sha256",
+}
+
+
+class Stopped(Exception):
+    """A signal asked for an end; the state is saved."""
+
+
+def check_fits(state: Mapping[str, Any], run: Run, out: Path) -> None:
+    """Whether `out`'s checkpoint can go on as this run, before anything is changed."""
+    missing = sorted(STATE - state.keys())
+    if missing:
+        raise UserError(
+            f"--resume: {out / LAST} is no checkpoint of a run: it lacks {missing[0]}; pick another --out"
+        )
+    if state["teacher_sha256"] != run.teacher_sha256:
+        raise UserError(
+            f"--out {out}: that run began with another teacher (weights {state['teacher_sha256'][:8]}.., "
+            f"here {run.teacher_sha256[:8]}..); pass its --path-t or pick another --out"
+        )
+
+
+class Step:
+    """One optimizer step, free of host syncs."""
+
+    def __init__(self, run: Run, clock: Clock, meters: Meters) -> None:
+        self.run, self.clock, self.meters = run, clock, meters
+        self.module = parallel.synchronised(run.distiller, run.device, run.distiller.trains_all)
+        scales = run.precision.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=scales)
+
+    def __call__(self, batch: Batch) -> None:
+        run = self.run
+        run.lr.update(self.clock)
+        terms, logits = self.module(batch, run.teacher(batch), self.clock)
+        self.scaler.scale(terms["loss"]).backward()
+        self.scaler.step(run.optimizer)
+        self.scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
+        self.meters.add(terms, logits, batch.targets, self.clock)
+        self.clock.step.add_(1)
+
+
+class Signals:
+    """SIGTERM and SIGINT become a flag that the loop reads between two steps."""
+
+    def __init__(self) -> None:
+        self.caught: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.caught = signal.Signals(number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Position:
+    """Where a run stands; what its checkpoints hold besides tensors."""
+
+    def __init__(self) -> None:
+        self.epoch = 1  # the epoch under way
+        self.batch = 0  # its next batch
+        self.seconds = 0.0  # of training and testing, over all sittings
+        self.epoch_seconds = 0.0  # of the epoch under way
+        self.wait_seconds = 0.0
+        self.forwards = 0  # images the teacher has seen
+        self.teacher_top1: float | None = None
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def best(self) -> float:
+        return max((row["test_top1"] for row in self.history), default=0.0)
+
+
+class Training:
+    def __init__(self, run: Run, recorder: Recorder) -> None:
+        self.run, self.recorder = run, recorder
+        self.clock = Clock.start(run.device)
+        self.meters = Meters(run.device)
+        self.at = Position()
+        self.step = Step(run, self.clock, self.meters)
+        self.deployed = run.distiller.method.deployed(run.distiller.student)
+
+    def fit(self) -> dict[str, Any]:
+        epochs = self.run.config.optim.epochs
+        with Signals() as signals:
+            while self.at.epoch <= epochs:
+                self.train_epoch(signals)
+                parallel.average_buffers(self.run.distiller.student)
+                self._finish_epoch(evaluate(self.deployed, self.run.test, self.run.precision))
+        return self.recorder.finish(self.summary())
+
+    def train_epoch(self, signals: Signals) -> None:
+        run, at, steps = self.run, self.at, len(self.run.train)
+        console, every = run.console, run.config.run.print_freq
+        self.clock.epoch.fill_(at.epoch)
+        run.distiller.train()
+        console.begin_epoch(at.epoch, run.config.optim.epochs, steps, at.batch)
+        started, before = time.perf_counter(), at.epoch_seconds
+        for batch in self._timed(run.train.batches(at.epoch, at.batch)):
+            self.step(batch)
+            at.batch += 1
+            at.epoch_seconds = before + time.perf_counter() - started
+            reports = at.batch % every == 0 or at.batch == steps
+            if reports:
+                self._check(shown := self.meters.read())
+                done = at.epoch_seconds / at.batch
+                speed = run.config.data.batch_size / done
+                left = done * (steps - at.batch + steps * (run.config.optim.epochs - at.epoch))
+                console.progress(
+                    at.batch, shown["loss"], shown["top1"], speed, at.wait_seconds / at.epoch_seconds, left
+                )
+            # ranks leave together, so they ask each other; alone there is nobody to wait for
+            asked = signals.caught is not None
+            if (run.ranks.world == 1 and asked) or (reports and parallel.any_rank(asked, run.device)):
+                self._stop(signals.caught)
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.at.wait_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _check(self, shown: Mapping[str, float]) -> None:
+        if shown["first_bad"] < 0:
+            return
+        where = self.at.epoch, int(shown["first_bad"]) - (self.at.epoch - 1) * len(self.run.train) + 1
+        bad = [name for name in self.meters.names if name in shown and not abs(shown[name]) < float("inf")]
+        batch = next(iter(self.run.train.batches(self.at.epoch, where[1] - 1)))
+        evidence = {
+            "epoch": where[0], "step": where[1], "terms": dict(shown), "lr": float(self.run.lr.value),
+            "indices": batch.indices.cpu(), "aug_ids": batch.aug_ids.cpu(), "model": self.run.distiller.student.state_dict(),
+        }  # fmt: skip
+        evidence_is = self.recorder.save_evidence(evidence)
+        with parallel.together():
+            raise UserError(
+                f"the loss is not finite since epoch {where[0]}, step {where[1]} ({', '.join(bad) or 'loss'}); "
+                f"{evidence_is}; try a lower --learning-rate, or --amp off"
+            )
+
+    def _finish_epoch(self, score: Score) -> None:
+        run, at = self.run, self.at
+        shown = self.meters.read()
+        if not math.isfinite(
+            score.loss
+        ):  # the last step's loss was, what that step made of the weights is not
+            shown["first_bad"] = float(self.clock.step) - 1
+        self._check(shown)
+        seconds = at.epoch_seconds
+        row: dict[str, Any] = {"epoch": at.epoch, "lr": float(run.lr.value), "train_loss": shown["loss"]}
+        row |= {f"loss_{name}": shown[name] for name in self.meters.names if name not in ("loss", "hits")}
+        row |= {
+            "train_top1": shown["top1"],
+            "test_loss": score.loss,
+            "test_top1": score.top1,
+            "test_top5": score.top5,
+        }
+        row |= {
+            "images_per_second": len(run.train) * run.config.data.batch_size / seconds, "seconds": seconds,
+            "data_wait": at.wait_seconds / seconds,
+        }  # fmt: skip
+        is_best = score.top1 > at.best or not at.history
+        at.history.append(row)
+        at.epoch += 1
+        at.batch, at.epoch_seconds, at.wait_seconds = 0, 0.0, 0.0
+        at.seconds += seconds
+        at.forwards = run.teacher.forwards
+        self.meters.clear()
+        self.recorder.save_epoch(self.state(), self.about(row), is_best)
+        run.console.end_epoch(
+            run.config.optim.epochs, row, at.best, seconds * (run.config.optim.epochs - row["epoch"])
+        )
+
+    def _stop(self, caught: signal.Signals | None) -> None:
+        self._check(self.meters.read())
+        parallel.average_buffers(self.run.distiller.student)
+        self.at.forwards = self.run.teacher.forwards
+        self.recorder.save_last(self.state())
+        self.run.console.close()
+        name = caught.name if caught else "another rank"
+        raise Stopped(
+            f"stopped by {name} in epoch {self.at.epoch} after {self.at.batch} steps; saved: go on with --resume auto"
+        )
+
+    def about(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What a file of weights says of itself."""
+        config, data = self.run.config, self.run.train.spec
+        return {
+            "model": config.student.model, "dataset": data.name, "num_classes": data.num_classes,
+            "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
+            "epoch": row["epoch"], "test_top1": row["test_top1"],
+        }  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """Of all ranks, so all of them call it."""
+        run, at = self.run, self.at
+        last = at.history[-1] if at.history else {"epoch": 0, "test_top1": 0.0}
+        return {
+            "about": self.about(last), "model": run.distiller.student.state_dict(),
+            "method": run.distiller.method.state_dict(), "optimizer": run.optimizer.state_dict(),
+            "scaler": self.step.scaler.state_dict(), "meters": self.meters.state(),
+            "clock": {"epoch": self.clock.epoch, "step": self.clock.step}, "position": dict(vars(at)),
+            "rng": {kind: parallel.gather(state[None].to(run.device)).cpu() for kind, state in self._generators().items()},
+            "threads": torch.get_num_threads(), "teacher_sha256": run.teacher_sha256,
+        }  # fmt: skip
+
+    def _generators(self) -> dict[str, Tensor]:
+        """The states of this rank's random generators."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.run.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.run.device)
+        return states
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        run = self.run
+        if not run.config.run.threads:
+            torch.set_num_threads(state["threads"])
+        run.distiller.student.load_state_dict(state["model"])
+        run.distiller.method.load_state_dict(state["method"])
+        optim.load_state(run.optimizer, state["optimizer"], run.lr.value)
+        self.step.scaler.load_state_dict(state["scaler"])
+        self.meters.load({**state["meters"], "sums": state["meters"]["sums"].to(run.device)})
+        if not run.ranks.first:  # the sums of all ranks are with the first
+            self.meters.clear()
+        self.clock.epoch.copy_(state["clock"]["epoch"])
+        self.clock.step.copy_(state["clock"]["step"])
+        vars(self.at).update(state["position"])
+        run.teacher.forwards = self.at.forwards
+        # on another number of ranks or another kind of device the draws begin anew
+        drawn = {
+            kind: states[run.ranks.rank]
+            for kind, states in state["rng"].items()
+            if len(states) == run.ranks.world
+        }
+        if "cpu" in drawn:
+            torch.set_rng_state(drawn["cpu"])
+        if "cuda" in drawn and run.device.type == "cuda":
+            torch.cuda.set_rng_state(drawn["cuda"], run.device)
+
+    def summary(self) -> dict[str, Any]:
+        at, run = self.at, self.run
+        last = at.history[-1]
+        best = max(at.history, key=lambda row: row["test_top1"])
+        return {
+            "last_top1": last["test_top1"], "best_top1": best["test_top1"], "best_epoch": best["epoch"],
+            "epochs": last["epoch"], "steps": int(self.clock.step), "seconds": at.seconds,
+            "images_per_second": sum(r["images_per_second"] for r in at.history) / len(at.history),
+            "teacher_forwards": at.forwards, "cache_hits": 0, "cache_misses": 0,
+            "teacher_top1": at.teacher_top1, "loader": type(run.train).__name__, "warnings": run.warnings,
+        }  # fmt: skip

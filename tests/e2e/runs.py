@@ -1,0 +1,76 @@
+"""Runs small enough for tests, in this process or in one of their own, and folders to compare with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Ten steps an epoch, done in a second. 110 test pictures fill no whole number of batches.
+SMALL = (
+    "--dataset", "shapes", "data.train_size=200", "data.test_size=110", "data.num_classes=10",
+    "--batch-size", "20", "--epochs", "1",
+)  # fmt: skip
+TEACHER = (*SMALL, "--model", "resnet8")
+STUDENT = (*SMALL, "--model-s", "resnet8")
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Train = Callable[..., Said]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Everything below a folder: 'dir', or a file's hash."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "dir"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Of a process started by a test: one thread, so that it is a good neighbour, and no ranks."""
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **changes}
+
+
+def start(script: str, *words: object, cwd: Path, **changes: str) -> subprocess.Popen[str]:
+    """train_teacher.py or train_student.py in a process of its own."""
+    return run_python(ROOT / f"train_{script}.py", *words, cwd=cwd, **changes)
+
+
+def run_python(*words: object, cwd: Path, **changes: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen[str]) -> Said:
+    out, err = process.communicate(timeout=120)
+    return Said(process.returncode, out, err)
+
+
+def one_line(said: Said, *parts: str) -> None:
+    """Exit code 2, and on stderr one short line that holds the parts."""
+    assert said.code == 2, said
+    assert said.err.endswith("\n")
+    assert said.err.count("\n") == 1, said.err
+    assert len(said.err) < 400, said.err
+    assert "Traceback" not in said.err + said.out
+    for part in parts:
+        assert part in said.err
