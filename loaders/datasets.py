@@ -10,6 +10,7 @@ import torch
 from loaders import cifar, folder, shapes
 from loaders.cifar_files import SOURCES
 from loaders.contract import DataSpec, Split
+from loaders.errors import UserError
 from loaders.views import CentreCrop, ResizedCropFlip, ShiftFlip, View, Whole
 
 DEFAULT_ROOT = Path("data")
@@ -57,6 +58,10 @@ def on_disk(wanted: Wanted) -> bool:
 
 def views(wanted: Wanted) -> tuple[View, View]:
     """(training, evaluation)"""
+    if wanted.dataset in SOURCES and wanted.image_size != cifar.SIDE:
+        raise UserError(
+            f"data.image_size is {wanted.image_size}; pictures of {wanted.dataset} are {cifar.SIDE} pixels wide"
+        )
     if wanted.dataset in SOURCES or wanted.dataset == "shapes":
         return ShiftFlip(wanted.image_size), Whole(wanted.image_size)
     return ResizedCropFlip(wanted.image_size), CentreCrop(
@@ -84,5 +89,5 @@ def expected(wanted: Wanted) -> DataSpec:
 def how_to_get(wanted: Wanted) -> str:
     root = wanted.root or DEFAULT_ROOT
     if wanted.dataset in SOURCES:
-        return f"`train_teacher.py --dataset {wanted.dataset} --data {root} --download` fetches it"
+        return f"`python train_teacher.py --dataset {wanted.dataset} --data {root} --download` fetches it"
     return f"put pictures into {root}/train/CLASS/ and {root}/val/CLASS/"

@@ -6,7 +6,10 @@ same view is batched tensor code. Both normalise by the same float32 arithmetic,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +17,9 @@ from torch import Tensor
 from loaders.contract import ArraySplit, Batch, DataSpec, Plan
 from loaders.deal import deck, hand, num_batches
 from loaders.views import ShiftFlip, Whole, normalisation, normalisation_table
+
+
+WORTH_A_THREAD = 128  # pictures; below, handing work over costs more than it saves
 
 
 class DeviceLoader:
@@ -73,10 +79,23 @@ def _compiled(loader: DeviceLoader) -> Callable[[Tensor, Tensor], Tensor]:
     )
     shape = (size, size, 3) if plan.channels_last else (3, size, size)
 
+    def fill(rows: slice, indices: Tensor, aug_ids: Tensor, out: Tensor) -> None:
+        picked, views = indices[rows].numpy(), aug_ids[rows].numpy()
+        gather(pixels, scale, bias, picked, views, pad, not plan.channels_last, out[rows].numpy())
+
+    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "views")
+
     def render(indices: Tensor, aug_ids: Tensor) -> Tensor:
-        images = torch.empty(len(indices), size * size * 3, dtype=plan.dtype)
-        gather(pixels, scale, bias, indices.numpy(), aug_ids.numpy(), pad, not plan.channels_last,
-               images.view(bits).numpy())  # fmt: skip
+        count = len(indices)
+        images = torch.empty(count, size * size * 3, dtype=plan.dtype)
+        work = partial(fill, indices=indices, aug_ids=aug_ids, out=images.view(bits))
+        parts = min(torch.get_num_threads(), count // WORTH_A_THREAD)
+        if parts > 1:  # the kernel holds no lock
+            list(
+                threads.map(work, (slice(count * k // parts, count * (k + 1) // parts) for k in range(parts)))
+            )
+        else:
+            work(slice(None))
         images = images.view(-1, *shape)
         return images.permute(0, 3, 1, 2) if plan.channels_last else images
 

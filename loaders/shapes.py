@@ -100,7 +100,7 @@ def _chunk(split: int, indices: torch.Tensor, labels: torch.Tensor, fills: int, 
 
     u, v = turned(0.3)
     lobes = (2 + kinds // fills).astype(np.float32)
-    inside = _blob(u, v, lobes, between(0.16, 0.34), between(0.42, 0.68))
+    inside = _blob(u, v, lobes, between(0.22, 0.42), between(0.46, 0.7))
     fill = _fill(kinds % fills, u, v, between(9, 14))
     contrast = between(0.25, 0.6)[:, None, None]
     far_u, _ = turned(0.5)

@@ -1,4 +1,4 @@
-"""The same numbers on every run, and as many threads as tiny tensors can use."""
+"""The same numbers on every run, and one thread, which is as many as tiny tensors can use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 # Before anything imports torch or numba, for this process and the ones tests start.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(name, "2")
+    os.environ.setdefault(name, "1")
 
 
 @pytest.fixture(autouse=True)

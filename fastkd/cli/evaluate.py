@@ -67,12 +67,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _score(file: Path, space: argparse.Namespace) -> dict[str, Any]:
-    from fastkd.engine import build, machine
+    from fastkd.engine import build, machine, teachers
     from fastkd.engine.distiller import Precision
     from fastkd.engine.evaluate import evaluate
     from fastkd.engine.parallel import Ranks
 
-    weights = build.read_weights(file, "eval")
+    weights = teachers.read(file, "eval")
     record = file.with_name("config.yaml")
     of_run = configs.flat(read_yaml(record)) if record.exists() else {}
     asked = {"data.dataset": weights.about.get("dataset")} | {
@@ -87,8 +87,8 @@ def _score(file: Path, space: argparse.Namespace) -> dict[str, Any]:
     device = machine.device(config)
     precision = Precision(device, machine.dtype(config, device))
     _, test = build.open_loaders(config, device, precision.dtype, Ranks())
-    name = build.teacher_name(config, weights)
-    score = evaluate(build.teacher_net(config, weights, test.spec.num_classes).to(device), test, precision)
+    name = teachers.name_of(config, weights)
+    score = evaluate(teachers.load(config, weights, test.spec.num_classes).to(device), test, precision)
     return {
         "path": str(file), "model": name, "dataset": config.data.dataset, "epoch": weights.about.get("epoch"),
         "samples": test.spec.num_samples, "top1": score.top1, "top5": score.top5, "loss": score.loss,

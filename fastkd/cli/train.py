@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastkd.cli import flags
 from fastkd.cli.exits import exit_code
-from fastkd.recipes import Request, resolve
+from fastkd.recipes import resolve
 from loaders.errors import UserError
 
 
@@ -21,13 +21,10 @@ def _main(script: str, prog: str, arguments: Sequence[str]) -> int:
     asked = flags.read(script, prog, arguments)
     values, resume = asked.values, asked.resume
     if resume not in (None, "auto"):
-        values, resume = _from_run(Path(resume), values), "auto"
+        values, resume = _from_run(script, Path(resume), values), "auto"
     request = resolve(script, values, asked.shared_method_keys)
-    from fastkd.engine import (
-        build,
-        parallel,
-        start,
-    )  # after the flags are read: it takes torch a second to load
+    # after the flags are read: it takes torch a second to load
+    from fastkd.engine import build, parallel, start
 
     if asked.dry_run:
         return start.dry_run(request, asked.unused)
@@ -37,7 +34,7 @@ def _main(script: str, prog: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _from_run(path: Path, values: dict[str, object]) -> dict[str, object]:
+def _from_run(script: str, path: Path, values: dict[str, object]) -> dict[str, object]:
     """--resume PATH: that run's own configuration under the flags given now, in its own folder."""
     from fastkd import config, recipes
 
@@ -48,7 +45,9 @@ def _from_run(path: Path, values: dict[str, object]) -> dict[str, object]:
         raise UserError(f"--resume {path}: only last.pt holds all of a run; give that or the run's folder")
     if Path(str(values.get("run.out") or folder)) != folder:
         raise UserError(f"--resume {path} goes on in its own folder; leave out --out {values['run.out']}")
-    return config.flat(recipes.read_yaml(folder / "config.yaml")) | values | {"run.out": str(folder)}
-
-
-__all__ = ["Request", "main"]
+    record = config.flat(recipes.read_yaml(folder / "config.yaml"))
+    if record.get("kind") != script:
+        raise UserError(
+            f"--resume {path}: that is the run of a {record.get('kind')}, which train_{script}.py cannot train"
+        )
+    return record | values | {"run.out": str(folder)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastkd.engine import build, machine
+from fastkd.engine import build, machine, teachers
 from fastkd.engine.console import Console
 from fastkd.engine.loop import Step
 from fastkd.engine.meters import Meters
@@ -25,7 +25,7 @@ def measure(request: Request) -> dict[str, Any]:
     config, own, warnings = build.complete(request)
     machine.settle(config)
     device = machine.device(config)
-    config, weights = build.with_teacher(config)
+    config, weights = teachers.settle(config)
     run = build.build(config, own, weights, warnings, Ranks(), device, Console())
     run.distiller.train()
     clock = Clock.start(device)

@@ -33,6 +33,7 @@ class Console:
         self.speaks = speaks
         self.live = sys.stderr.isatty() if live is None else live
         self._bar: Any = None
+        self._name = ""
 
     def say(self, line: str) -> None:
         if self.speaks:
@@ -44,20 +45,21 @@ class Console:
 
     def begin_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         if self.speaks and self.live:
+            self._name = f"{epoch}/{epochs}"
             self._bar = tqdm(
                 total=steps,
                 initial=done,
-                desc=f"{epoch}/{epochs}",
+                desc=self._name,
                 leave=False,
                 ncols=min(80, shutil.get_terminal_size().columns),
-                bar_format="{desc} |{bar}| {postfix}",
+                bar_format="{desc} |{bar}|",
             )
 
     def progress(self, done: int, loss: float, top1: float, speed: float, wait: float, left: float) -> None:
         if self._bar is not None:
             self._bar.n = done
-            self._bar.set_postfix_str(
-                f"loss {loss:.3f} acc {top1:5.2f} {count(speed)} img/s wait {100 * wait:.0f}% ETA {clock(left)}"
+            self._bar.set_description_str(
+                f"{self._name} loss {loss:.3f} acc {top1:5.2f} {count(speed)} img/s wait {100 * wait:.0f}% ETA {clock(left)}"
             )
 
     def end_epoch(self, epochs: int, row: dict[str, Any], best: float, left: float) -> None:
@@ -65,9 +67,9 @@ class Console:
             self._bar.close()
             self._bar = None
         self.say(
-            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.3f}  acc {row['train_top1']:5.2f}"
-            f"  test {row['test_top1']:5.2f} (best {best:5.2f})  {count(row['images_per_second'])} img/s"
-            f"  wait {100 * row['data_wait']:.0f}%  ETA {clock(left)}"
+            f"{row['epoch']:>{len(str(epochs))}}/{epochs} loss {row['train_loss']:.3f} acc {row['train_top1']:5.2f}"
+            f" test {row['test_top1']:5.2f} (best {best:5.2f}) {count(row['images_per_second'])} img/s"
+            f" wait {100 * row['data_wait']:.0f}% ETA {clock(left)}"
         )
 
     def close(self) -> None:

@@ -57,4 +57,5 @@ class Distiller(nn.Module):
             own = self.method.terms(student, taught, batch, clock)
             terms |= own
             weighted += [term * self.own_weight for term in own.values()]
-        return {"loss": torch.stack(weighted).sum()} | terms, student.logits
+        # detached: DDP takes what it finds behind an output for something that gets a gradient
+        return {"loss": torch.stack(weighted).sum()} | terms, student.logits.detach()

@@ -231,7 +231,7 @@ class Training:
         """What a file of weights says of itself."""
         config, data = self.run.config, self.run.train.spec
         return {
-            "model": config.student.model, "dataset": data.name, "num_classes": data.num_classes,
+            "model": config.student.model, "dataset": config.data.dataset, "num_classes": data.num_classes,
             "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
             "epoch": row["epoch"], "test_top1": row["test_top1"],
         }  # fmt: skip
@@ -273,7 +273,7 @@ class Training:
         run.teacher.forwards = self.at.forwards
         # on another number of ranks or another kind of device the draws begin anew
         drawn = {
-            kind: states[run.ranks.rank]
+            kind: states[run.ranks.rank].clone()  # torch reads a view from the start of its storage
             for kind, states in state["rng"].items()
             if len(states) == run.ranks.world
         }

@@ -53,5 +53,6 @@ def optimizer(optim: OptimConfig, module: nn.Module, lr: Tensor) -> Optimizer:
 def load_state(opt: Optimizer, state: dict[str, object], lr: Tensor) -> None:
     """`Optimizer.load_state_dict` replaces the rate by a copy: bind it to the run's tensor again."""
     opt.load_state_dict(state)
+    lr.copy_(opt.param_groups[0]["lr"])
     for group in opt.param_groups:
         group["lr"] = lr

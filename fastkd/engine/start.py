@@ -13,7 +13,7 @@ import yaml
 from fastkd import config as configs
 from fastkd.config import RunConfig
 from fastkd.engine import build as composition
-from fastkd.engine import machine, optim, parallel, rundir
+from fastkd.engine import machine, optim, parallel, rundir, teachers
 from fastkd.engine.console import Console, clock, show_warnings_as_lines
 from fastkd.engine.distiller import Precision
 from fastkd.engine.evaluate import evaluate
@@ -61,7 +61,7 @@ def _train(
     run = folder = state = None
     try:
         with parallel.together():
-            config, weights = composition.with_teacher(config)
+            config, weights = teachers.settle(config)
             out = Path(config.run.out) if config.run.out else rundir.default_name(config)
             folder = rundir.RunFolder(out, config, resume) if ranks.first else None
             if not (out / "summary.json").exists():
@@ -109,8 +109,8 @@ def _fit(run: composition.Run, out: Path, state: Mapping[str, Any] | None) -> No
     finally:
         recorder.close()
     console.say(
-        f"last epoch: top-1 {summary['last_top1']:.2f}; best epoch ({summary['best_epoch']}, chosen on the test set): "
-        f"{summary['best_top1']:.2f}; {summary['images_per_second']:.0f} img/s, {clock(summary['seconds'])}"
+        f"top-1 {summary['last_top1']:.2f} after the last epoch; best {summary['best_top1']:.2f} "
+        f"(epoch {summary['best_epoch']}, chosen on the test set); {clock(summary['seconds'])}"
     )
 
 
@@ -127,13 +127,13 @@ def dry_run(request: Request, unused: Sequence[str]) -> int:
             f"data set {source.dataset} in {source.root or datasets.DEFAULT_ROOT}: {datasets.how_to_get(source)}"
         )
     weights = None
-    if composition.asks_teacher(config):
-        path = composition.find_teacher(config)
+    if teachers.asked(config):
+        path = teachers.find(config)
         if path and path.exists():
-            config, weights = composition.with_teacher(config)
+            config, weights = teachers.settle(config)
         else:
             missing.append(
-                f"teacher {path or f'of {source.dataset} in {composition.TEACHERS}'}: {composition.no_teacher(config)}"
+                f"teacher {path or f'of {source.dataset} in {teachers.TEACHERS}'}: {teachers.how_to_get(config)}"
             )
     _one_step(config, own, weights, spec, precision)
     out = config.run.out or rundir.default_name(config)
@@ -153,16 +153,14 @@ def dry_run(request: Request, unused: Sequence[str]) -> int:
 def _one_step(
     config: RunConfig,
     own: MethodConfig,
-    weights: composition.Weights | None,
+    weights: teachers.Weights | None,
     spec: DataSpec,
     precision: Precision,
 ) -> None:
     device = precision.device
     torch.manual_seed(config.seed)
     # without its file the teacher is stood in for by a fresh net of the named or the recipe's kind
-    stand_in = (
-        None if weights or not composition.asks_teacher(config) else composition.fresh_teacher(config, spec)
-    )
+    stand_in = None if weights or not teachers.asked(config) else teachers.fresh(config, spec)
     _, teacher, distiller = composition.networks(config, own, weights, spec, precision, stand_in)
     distiller.to(device)
     lr = optim.LearningRate(config.optim, 1, device)

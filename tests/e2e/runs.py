@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,6 +67,24 @@ def run_python(*words: object, cwd: Path, **changes: str) -> subprocess.Popen[st
 def end(process: subprocess.Popen[str]) -> Said:
     out, err = process.communicate(timeout=120)
     return Said(process.returncode, out, err)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until it is so, or the process has ended."""
+    until = time.monotonic() + 60
+    while not what() and process.poll() is None:
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.01)
+
+
+def load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """A run's metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def one_line(said: Said, *parts: str) -> None:

@@ -231,7 +231,11 @@ def test_a_hostile_file_is_refused_and_does_not_run(
 ):
     save(here / "hostile.pth", wrap(Payload()))
     refused(
-        "student", *STUDENT, "--path-t", "hostile.pth", says=("--path-t: hostile.pth is refused", "system")
+        "student",
+        *STUDENT,
+        "--path-t",
+        "hostile.pth",
+        says=("--path-t: hostile.pth is refused: it holds more",),
     )
     assert not (here / "ran").exists()
 
