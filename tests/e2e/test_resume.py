@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import torch
 import yaml
 
 from fastkd.engine import files, loop
+from fastkd.engine.events import Events
 from tests.e2e.runs import (
     STUDENT,
     TEACHER,
@@ -71,7 +73,7 @@ def same_run(one: Path, two: Path) -> None:
         equal(load(one / name), load(two / name), name)
     equal(rows(one), rows(two), "metrics.jsonl")
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
-    equal(*summaries, where="summary.json")
+    equal(summaries[0], summaries[1], "summary.json")
 
 
 @pytest.fixture(scope="module")
@@ -115,39 +117,52 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 # ---- killed
 
 
-def kill_and_resume(method: str, folder: Path, kills: int, seed: int) -> None:
+def sittings(run: Path) -> int:
+    return len(list((run / "events").glob("*")))
+
+
+def kill_and_resume(method: str, folder: Path, whole: Path, kills: int, seed: int) -> None:
     """SIGKILL at random moments, each time followed by --resume auto, then to the end."""
-    draw = random.Random(seed)
-    out = folder / method
+    draw, out, killed = random.Random(seed), folder / method, 0
     given = (*words(method, folder), "--out", out, "--resume", "auto")
-    for number in range(kills):
+    while killed < kills:
+        before = sittings(out)
         process = start("student", *given, cwd=folder)
-        # the first is killed while it starts: whatever there is then must do no harm
-        wait_for((out / "events" if number else out).exists, process)
-        time.sleep(draw.uniform(0, 0.05 if number == 0 else 1.0))
+        # the first is killed while it sets up its folder, the others while they train
+        wait_for(out.exists if killed == 0 else functools.partial(more_than, before, out), process)
+        time.sleep(draw.uniform(0, 0.05 if killed == 0 else 0.8))
         process.kill()
-        end(process)
+        said = end(process)
+        if said.code == 0:  # it was faster, so there is another to kill
+            same_run(whole, out)
+            shutil.rmtree(out)
+        else:
+            assert said.code == -signal.SIGKILL, said
+            killed += 1
     said = end(start("student", *given, cwd=folder))
-    assert said.code == 0, said
-    assert said.err == ""
+    assert (said.code, said.err) == (0, ""), said
+    same_run(whole, out)
+
+
+def more_than(before: int, run: Path) -> bool:
+    return sittings(run) > before
 
 
 def test_killed_at_random_moments(whole: Callable[[str], Path], teacher: Path, here: Path):
     seed = time.time_ns()
     whole_runs = {method: whole(method) for method in ("kd", "rrd")}
     with ThreadPoolExecutor() as threads:
-        done = [threads.submit(kill_and_resume, method, here, 3, seed) for method in whole_runs]
-        for each in done:
-            each.result()
-    for method, one in whole_runs.items():
-        same_run(one, here / method)
+        done = [
+            threads.submit(kill_and_resume, method, here, run, 3, seed) for method, run in whole_runs.items()
+        ]
+    for each in done:
+        each.result()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["kd", "rrd", "rrd-bank"])
 def test_killed_at_many_random_moments(whole: Callable[[str], Path], teacher: Path, here: Path, method: str):
-    kill_and_resume(method, here, 20, time.time_ns())
-    same_run(whole(method), here / method)
+    kill_and_resume(method, here, whole(method), 20, time.time_ns())
 
 
 KILLED_WRITING = """
@@ -199,24 +214,38 @@ def test_killed_while_it_writes(
 # ---- stopped
 
 
+# A tenth of a second a step, so that there is time to stop it within an epoch.
+SLOWLY = """
+import sys, time
+from fastkd.cli.train import main
+from fastkd.engine import loop
+step = loop.Step.__call__
+loop.Step.__call__ = lambda self, batch: (step(self, batch), time.sleep(0.1))
+sys.exit(main("student", "train_student.py", sys.argv[1:]))
+"""
+
+
+def stop_by(number: signal.Signals, folder: Path) -> Said:
+    process = run_python("-c", SLOWLY, *words("rrd", folder), "--out", folder / number.name, cwd=folder)
+    wait_for((folder / number.name / "last.pt").exists, process)
+    process.send_signal(number)
+    return end(process)
+
+
 def test_a_signal_stops_within_the_epoch(
     whole: Callable[[str], Path], train: Train, teacher: Path, here: Path
 ):
-    running = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        out = here / number.name
-        given = (*words("rrd", here), "--out", out)
-        running.append((number, out, given, start("student", *given, cwd=here)))
-    for number, out, given, process in running:
-        wait_for((out / "last.pt").exists, process)
-        process.send_signal(number)
-        said = end(process)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    with ThreadPoolExecutor() as threads:
+        running = [threads.submit(stop_by, number, here) for number in numbers]
+    for number, each in zip(numbers, running, strict=True):
+        said, out = each.result(), here / number.name
         assert (said.code, said.err) == (0, "")
         (line,) = [line for line in said.out.splitlines() if "stopped" in line]
-        assert line.startswith(f"stopped by {number.name} in epoch ")
+        assert line.startswith(f"stopped by {number.name} in epoch 2 after ")
         assert line.endswith("saved: go on with --resume auto")
         assert 0 < load(out / "last.pt")["position"]["batch"] <= 10
-        said = train("student", *given, "--resume", "auto")
+        said = train("student", *words("rrd", here), "--out", out, "--resume", "auto")
         assert said.code == 0, said
         same_run(whole("rrd"), out)
 
@@ -379,6 +408,17 @@ def test_leftovers_do_no_harm(whole: Callable[[str], Path], train: Train, half: 
     assert said.code == 0, said
     same_run(whole("kd"), half)
     assert {path.name for path in half.iterdir()} == FILES
+
+
+def test_killed_at_the_very_end(whole: Callable[[str], Path], train: Train, here: Path):
+    """Every epoch is saved, the last one's metrics and the summary are not."""
+    run = Path(shutil.copytree(whole("kd"), here / "run"))
+    (run / "summary.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+    said = train("student", *words("kd", whole("kd").parent), "--out", "run", "--resume")
+    assert said.code == 0, said
+    same_run(whole("kd"), run)
 
 
 def test_a_best_file_that_was_lost(train: Train, half: Path, here: Path):
@@ -579,11 +619,18 @@ def scalars(run: Path) -> dict[str, dict[int, float]]:
 
     read = EventAccumulator(str(run / "events"))
     read.Reload()
-    return {tag: {event.step: event.value for event in read.Scalars(tag)} for tag in read.Tags()["scalars"]}
+    tags = read.Tags()["scalars"]
+    shown = {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in tags}
+    assert all(len(dict(points)) == len(points) for points in shown.values()), shown
+    return {tag: dict(points) for tag, points in shown.items()}
 
 
 def test_tensorboard_shows_every_epoch_once(train: Train, half: Path):
     assert list(scalars(half)["test_top1"]) == [1]
+    lost = Events(half / "events", 2)  # of a sitting whose checkpoint was lost
+    lost.add(2, {"test_top1": 99.0})
+    lost.close()
+    assert list(scalars(half)["test_top1"]) == [1, 2]
     assert train("student", "--resume", "run").code == 0
     shown = scalars(half)
     found = rows(half)
