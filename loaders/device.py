@@ -18,7 +18,6 @@ from loaders.contract import ArraySplit, Batch, DataSpec, Plan
 from loaders.deal import deck, hand, num_batches
 from loaders.views import ShiftFlip, Whole, normalisation, normalisation_table
 
-
 WORTH_A_THREAD = 128  # pictures; below, handing work over costs more than it saves
 
 

@@ -186,9 +186,8 @@ class Training:
     def _finish_epoch(self, score: Score) -> None:
         run, at = self.run, self.at
         shown = self.meters.read()
-        if not math.isfinite(
-            score.loss
-        ):  # the last step's loss was, what that step made of the weights is not
+        if not math.isfinite(score.loss):
+            # the last step's loss was finite, what that step made of the weights is not
             shown["first_bad"] = float(self.clock.step) - 1
         self._check(shown)
         seconds = at.epoch_seconds

@@ -44,8 +44,10 @@ def train(request: Request, resume: str | None, unused: Sequence[str]) -> None:
     show_warnings_as_lines(console)
     try:
         _train(config, own, warnings, resume, device, ranks, console)
+        parallel.barrier()  # a rank that leaves first would break the others' connections
     except Stopped as stopped:
         console.say(str(stopped))
+        parallel.barrier()
     finally:
         console.close()
         parallel.leave()

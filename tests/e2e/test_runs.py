@@ -49,8 +49,16 @@ def test_seed_and_trial_make_the_run(tmp_path: Path) -> None:
     assert not same(first, run(tmp_path / "c", *SHAPES, "--seed", "4"))
 
 
-@pytest.mark.parametrize("flags", [["--amp", "fp16"], ["--amp", "off", "--channels-last", "off"], ["--deterministic"],
-                                   ["--optimizer", "adamw", "--lr", "0.001", "--warmup-epochs", "0.5"]], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--amp", "fp16"],
+        ["--amp", "off", "--channels-last", "off"],
+        ["--deterministic"],
+        ["--optimizer", "adamw", "--lr", "0.001", "--warmup-epochs", "0.5"],
+    ],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("method", ["kd", "rrd"])
 def test_every_precision_and_optimizer_trains(method: str, flags: list[str], tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
