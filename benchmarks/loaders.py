@@ -6,7 +6,8 @@ python benchmarks/loaders.py [--json PATH] [--quick]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,34 +27,51 @@ from loaders.views import ShiftFlip
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
-class Pictures(Dataset[tuple[Tensor, int, int]]):
-    """What torchvision's RandomCrop(32, 4), RandomHorizontalFlip, ToTensor and Normalize do, written out."""
+SETTLE = 0.5  # seconds between two turns: the other's workers go on until their queues are full
+IN_FLIGHT = 6  # batches a DataLoader of two workers has ready or under way, drawn before the clock starts
+DEVICE_LONGER = 10  # the device loader's turn has so many times more pictures, or it would be over in a blink
 
-    def __init__(self, split: ArraySplit) -> None:
-        self.images, self.labels = split.images, split.labels.tolist()
-        self.mean, self.std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+
+def drain(stream: Iterator[object], steps: int) -> None:
+    for _ in range(steps):
+        next(stream)
+
+
+def usual_transforms() -> tuple[str, Callable[[Image.Image], Tensor]]:
+    """torchvision's own where it loads, else the same operations in the same order, one by one."""
+    try:
+        from torchvision import transforms
+    except (ImportError, RuntimeError):  # built for another torch
+        return "torchvision's steps, written out", written_out
+    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    return "torchvision", transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])
+
+
+def written_out(picture: Image.Image) -> Tensor:
+    picture = ImageOps.expand(picture, border=4, fill=0)  # RandomCrop
+    top, left = (int(torch.randint(0, 9, size=(1,)).item()) for _ in range(2))
+    picture = picture.crop((left, top, left + 32, top + 32))
+    if torch.rand(1) < 0.5:  # RandomHorizontalFlip
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(np.array(picture, np.uint8, copy=True)).view(32, 32, 3)  # ToTensor
+    tensor = pixels.permute((2, 0, 1)).contiguous().to(dtype=torch.float32).div(255).clone()  # and Normalize
+    mean, std = torch.as_tensor(MEAN, dtype=tensor.dtype), torch.as_tensor(STD, dtype=tensor.dtype)
+    if (std == 0).any():
+        raise ValueError("a deviation of 0")
+    return tensor.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+
+
+class Pictures(Dataset[tuple[Tensor, int, int]]):
+    """As torchvision.datasets.CIFAR100 reads them, with the sample's index that distillation asks for."""
+
+    def __init__(self, split: ArraySplit, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.labels, self.transform = split.images, split.labels.tolist(), transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        picture = ImageOps.expand(Image.fromarray(self.images[index]), border=4, fill=0)
-        top, left, flip = (
-            torch.randint(9, ()).item(),
-            torch.randint(9, ()).item(),
-            torch.rand(()).item() < 0.5,
-        )
-        picture = picture.crop((left, top, left + 32, top + 32))
-        if flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = (
-            torch.from_numpy(np.array(picture, copy=True))
-            .permute(2, 0, 1)
-            .contiguous()
-            .to(torch.float32)
-            .div(255)
-        )
-        return pixels.sub_(self.mean).div_(self.std), self.labels[index], index
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index], index
 
 
 def main() -> None:
@@ -70,13 +88,19 @@ def main() -> None:
         mean=MEAN, std=STD,
     )  # fmt: skip
     contestants, epochs = {}, iter(range(1, 1_000_000))
+    baseline, transform = usual_transforms()
     for size in (64, 512):
         plan = Plan(
             batch_size=size, seed=0, train=True, device=torch.device("cpu"), dtype=dtype, channels_last=True
         )
         ours = DeviceLoader(split, ShiftFlip(32), plan)
         theirs = DataLoader(
-            Pictures(split), size, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True
+            Pictures(split, transform),
+            size,
+            shuffle=True,
+            num_workers=2,
+            persistent_workers=True,
+            drop_last=True,
         )
 
         # one epoch goes on over the rounds, so that neither side's start of an epoch counts more often than in training
@@ -90,11 +114,14 @@ def main() -> None:
                     yield images.to(dtype=dtype, memory_format=torch.channels_last), *rest
 
         for name, stream in (("device", forever_ours()), ("dataloader", forever_theirs())):
+            pictures = per_round * (DEVICE_LONGER if name == "device" else 1)
 
             def rate(
-                stream: Iterator[object] = stream, steps: int = per_round // size, size: int = size
+                stream: Iterator[object] = stream, steps: int = pictures // size, size: int = size
             ) -> float:
-                return steps * size / seconds(lambda: [next(stream) for _ in range(steps)])
+                time.sleep(SETTLE)
+                drain(stream, IN_FLIGHT)
+                return steps * size / seconds(lambda: drain(stream, steps))
 
             contestants[f"{name}_b{size}"] = rate
     found = take_turns(contestants, rounds)
@@ -102,9 +129,8 @@ def main() -> None:
         f"device_over_dataloader_b{b}": ratio(found[f"device_b{b}"], found[f"dataloader_b{b}"])
         for b in (64, 512)
     }
-    print(
-        f"{str(dtype).removeprefix('torch.')}, channels last, {per_round} pictures a round, {rounds} rounds"
-    )
+    print(f"baseline: DataLoader, 2 workers, {baseline}; {str(dtype).removeprefix('torch.')}, channels last")
+    print(f"{per_round} pictures a turn (device: {DEVICE_LONGER} times that), {rounds} rounds")
     finish(space, found, ratios, "images/s")
 
 

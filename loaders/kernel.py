@@ -20,25 +20,26 @@ def crop_and_mirror(picture: np.ndarray, aug_id: int, pad: int, view: np.ndarray
     shift_y = aug_id // (2 * side) - pad
     shift_x = aug_id // 2 % side - pad
     mirrored = aug_id % 2 == 1
-    first, last = max(0, -shift_x), min(size, size - shift_x)  # columns of the window inside the picture
+    first = max(
+        0, -shift_x
+    )  # columns of the window inside the picture: first..last-1, none if it is all outside
+    last = max(first, min(size, size - shift_x))
     view[:] = 0
     for y in range(max(0, -shift_y), min(size, size - shift_y)):
         source = picture[y + shift_y]
-        at, end = np.uint64(3 * (first + shift_x)), np.uint64(3 * (last + shift_x))
+        k, columns = np.uint64(0), np.uint64(last - first)
         if mirrored:
-            to = np.uint64(y * width + 3 * (size - 1 - first))
-            while at < end:
-                view[to] = source[at]
-                view[to + ONE] = source[at + ONE]
-                view[to + ONE + ONE] = source[at + ONE + ONE]
-                to -= THREE
-                at += THREE
+            to, at = np.uint64(y * width + 3 * (size - last)), np.uint64(3 * (last - 1 + shift_x))
+            while k < columns:
+                view[to + THREE * k] = source[at - THREE * k]
+                view[to + THREE * k + ONE] = source[at - THREE * k + ONE]
+                view[to + THREE * k + ONE + ONE] = source[at - THREE * k + ONE + ONE]
+                k += ONE
         else:
-            to = np.uint64(y * width + 3 * first)
-            while at < end:
-                view[to] = source[at]
-                to += ONE
-                at += ONE
+            to, at = np.uint64(y * width + 3 * first), np.uint64(3 * (first + shift_x))
+            while k < THREE * columns:
+                view[to + k] = source[at + k]
+                k += ONE
 
 
 @njit(nogil=True, cache=True)
