@@ -106,7 +106,7 @@ def _unpacked(source: Source, root: Path, download: bool) -> tuple[Archive, Path
             files = ", ".join(archive.file for archive in source.archives)
             raise UserError(
                 f"{source.name} is not in {root}: it has none of {folders}, {files}; put one of them there, "
-                f"or ask for the download ({source.address}{first.file})"
+                f"or add --download to fetch it ({source.address}{first.file})"
             )
         fetch(source.address + first.file, root / first.file, first.md5)
         found = first

@@ -17,7 +17,6 @@ EXTRAS = {
     "pycocotools": ("MS-COCO", "pip install 'fastkd[coco]'"),
     "timm": ("timm:NAME nets", "pip install 'fastkd[timm]'"),
     "wandb": ("logging to Weights & Biases", "pip install 'fastkd[wandb]'"),
-    "apex": ("apex optimizers", "built from NVIDIA's source"),
 }
 
 

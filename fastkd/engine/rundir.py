@@ -17,10 +17,11 @@ from loaders.errors import UserError
 
 LAST, BEST, NAN = "last.pt", "best.pt", "nan.pt"
 
-# What may differ between a run and its continuation: none of it changes a number.
+# What may differ between a run and its continuation: none of it is asked to change a number (--threads may, in the last
+# bits, and then somebody has asked for it).
 FREE = {
     "run.out", "run.print_freq", "run.gpu_id", "run.threads", "run.dist_url", "run.distributed", "run.save_freq",
-    "run.skip_validation", "data.root", "data.download", "data.num_workers", "data.test_batch_size", "teacher.path",
+    "run.skip_validation", "data.root", "data.download", "data.num_workers", "teacher.path",
 }  # fmt: skip
 
 

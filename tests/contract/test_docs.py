@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,19 @@ def test_paths_exist_and_nothing_is_left_open(doc: Path) -> None:
     missing = [name for name in named if not (ROOT / name).exists() and "NAME" not in name]
     assert not missing
     assert "@@" not in text
+
+
+def test_the_example_method_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    assert block
+    (tmp_path / "example_method.py").write_text(textwrap.dedent(block[1]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "shapes", "--distill", "example_method:FitNet", "-b", "50", "--dry-run"]
+    assert train.main("student", "train", words) == 0, capsys.readouterr().err
+    assert "tap: stage2" in capsys.readouterr().out
 
 
 def test_there_are_commands_to_check() -> None:

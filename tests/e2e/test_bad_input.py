@@ -391,7 +391,7 @@ def test_the_one_teacher_is_found(train: Train, here: Path, trained: Path):
 
 def test_data_that_is_not_there(refused: Train):
     for dataset in ("cifar10", "cifar100"):
-        says = (f"{dataset} is not in none", "ask for the download")
+        says = (f"{dataset} is not in none", "--download")
         refused("teacher", "--dataset", dataset, "--data", "none", says=says)
     refused(
         "teacher",

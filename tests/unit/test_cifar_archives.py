@@ -55,8 +55,8 @@ def test_nothing_there(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "absent"):
         assert made.refusal(root) == (
             f"cifar100 is not in {root}: it has none of cifar-100-python/, cifar-100-binary/, "
-            "cifar-100-python.tar.gz, cifar-100-binary.tar.gz; put one of them there, or ask for the "
-            "download (http://127.0.0.1:9/cifar-100-python.tar.gz)"
+            "cifar-100-python.tar.gz, cifar-100-binary.tar.gz; put one of them there, or add "
+            "--download to fetch it (http://127.0.0.1:9/cifar-100-python.tar.gz)"
         )
     file = tmp_path / "cifar-100-python.tar.gz"
     file.touch()
