@@ -23,18 +23,8 @@ from loaders.contract import Batch
 from loaders.errors import UserError
 
 STATE = {
-    "about",
-    "model",
-    "method",
-    "optimizer",
-    "scaler",
-    "meters",
-    "clock",
-    "position",
-    "rng",
-    "threads",
-    "teacher_sha256",
-}
+    "about", "model", "method", "optimizer", "scaler", "meters", "clock", "position", "rng", "threads", "teacher_sha256",
+}  # fmt: skip
 
 
 class Stopped(Exception):
@@ -194,12 +184,7 @@ class Training:
         row: dict[str, Any] = {"epoch": at.epoch, "lr": float(run.lr.value), "train_loss": shown["loss"]}
         row |= {f"loss_{name}": shown[name] for name in self.meters.names if name not in ("loss", "hits")}
         row |= {
-            "train_top1": shown["top1"],
-            "test_loss": score.loss,
-            "test_top1": score.top1,
-            "test_top5": score.top5,
-        }
-        row |= {
+            "train_top1": shown["top1"], "test_loss": score.loss, "test_top1": score.top1, "test_top5": score.top5,
             "images_per_second": len(run.train) * run.config.data.batch_size / seconds, "seconds": seconds,
             "data_wait": at.wait_seconds / seconds,
         }  # fmt: skip
