@@ -4,6 +4,7 @@ torch.distributed."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import warnings
@@ -96,6 +97,7 @@ def together() -> Iterator[None]:
 
 def leave() -> None:
     if dist.is_initialized():
+        gc.collect()  # DDP refers to itself in a circle, and would keep its connections open past the end
         dist.destroy_process_group()
 
 
