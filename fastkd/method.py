@@ -72,7 +72,7 @@ class Method(nn.Module, ABC):
     weighed_by: ClassVar[str] = "weight"
     needs: Needs = Needs()
 
-    def __init__(self, config: MethodConfig, setting: Setting) -> None:  # noqa: ARG002 - for methods that look around
+    def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
         self.config = config
 

@@ -82,7 +82,7 @@ class Whole:
     size: int
     count: ClassVar[int] = 1
 
-    def render(self, image: np.ndarray, aug_id: int) -> np.ndarray:  # noqa: ARG002 - there is one view
+    def render(self, image: np.ndarray, aug_id: int) -> np.ndarray:
         return image
 
 
@@ -154,7 +154,7 @@ class CentreCrop:
     resize: int = 256
     count: ClassVar[int] = 1
 
-    def render(self, image: np.ndarray, aug_id: int) -> np.ndarray:  # noqa: ARG002 - there is one view
+    def render(self, image: np.ndarray, aug_id: int) -> np.ndarray:
         height, width = image.shape[:2]
         factor = self.resize / min(height, width)
         h, w = max(self.size, round(height * factor)), max(self.size, round(width * factor))

@@ -119,7 +119,7 @@ def build(
     layout = torch.channels_last if config.run.channels_last else torch.contiguous_format
     distiller.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this form
     if isinstance(teacher, LiveTeacher):
-        teacher.net.to(device, memory_format=layout)  # type: ignore[call-overload]
+        teacher.net.to(device, memory_format=layout)  # type: ignore[call-overload]  # likewise
     # ranks draw the same weights; from here on a rank's draws are its own
     torch.manual_seed(config.seed + 1_000_003 * (1 + ranks.rank))
     lr = optim.LearningRate(config.optim, len(train), device)

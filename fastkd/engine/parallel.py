@@ -40,6 +40,7 @@ def launch(work: Callable[[], None], config: RunConfig) -> None:
             "--multiprocessing-distributed starts one process a GPU, and there is none; on CPUs use "
             "`torchrun --nproc-per-node N train_student.py ...`"
         )
+    # torch.multiprocessing re-exports both names below without saying so to a type checker
     context = torch.multiprocessing.start_processes(  # type: ignore[attr-defined,no-untyped-call]
         _child, args=(work, world, config.run.dist_url), nprocs=world, join=False, start_method="spawn"
     )

@@ -32,7 +32,7 @@ class KD(Method):
     weighed_by = "kd_weight"
     needs = Needs(teacher=(LOGITS,))
 
-    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:  # noqa: ARG002
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:
         return {"kd": soft_label_kl(student.logits, teacher.logits, self.config.kd_temperature)}
 
 

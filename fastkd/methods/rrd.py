@@ -95,7 +95,7 @@ class RRD(Method):
             )
             self.sampler = OtherClassSampler(setting.data)
 
-    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:  # noqa: ARG002
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:
         s_BD = self.embed_student(student.pooled)
         with torch.no_grad():
             t_BD = self.embed_teacher(teacher.pooled)

@@ -26,7 +26,7 @@ class Vanilla(Method):
                     f"method.kd_weight is {self.kd_weight}, but vanilla has no teacher; use --distill kd"
                 )
 
-    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:  # noqa: ARG002
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:
         return {}
 
 
