@@ -46,15 +46,17 @@ class Vector:
 class Said(nn.Module):
     """A network that was already run: it says what the vector says."""
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, outputs: Outputs, head: nn.Linear | None = None) -> None:
         super().__init__()
         self.outputs = outputs
-        self.taps: dict[str, TapShape] = {}
+        self.taps = {name: TapShape(*tap.shape[1:]) for name, tap in outputs.taps.items() if tap.dim() == 4}
+        self._head = head
         self.pooled_width = outputs.pooled.shape[1] if outputs.pooled.dim() == 2 else 0
 
     @property
     def head(self) -> nn.Linear:
-        raise AssertionError("no method of the vectors asks a head of this network")
+        assert self._head is not None, "the vector has no head"
+        return self._head
 
     def forward(self, _images: Tensor, _taps: tuple[str, ...] = ()) -> Outputs:
         return self.outputs
@@ -84,9 +86,17 @@ def leaf(value: Tensor) -> Tensor:
     return value.clone().requires_grad_()
 
 
-def said(logits: Tensor | None = None, pooled: Tensor | None = None) -> Said:
+def said(
+    logits: Tensor | None = None,
+    pooled: Tensor | None = None,
+    taps: Mapping[str, Tensor] | None = None,
+    head: nn.Linear | None = None,
+) -> Said:
     nothing = torch.zeros(0)
-    return Said(Outputs(nothing if logits is None else logits, nothing if pooled is None else pooled, {}))
+    outputs = Outputs(
+        nothing if logits is None else logits, nothing if pooled is None else pooled, dict(taps or {})
+    )
+    return Said(outputs, head)
 
 
 def build(name: str, student: Said, teacher: Said, labels: Tensor, num_classes: int, **hyper: Any) -> Method:
