@@ -30,6 +30,10 @@ CLASSES = 4
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "rrd": [{}, {"variant": "repository"}, {"memory_type": "momentum", "nce_k": 6}, {"kd_weight": 1.0}],
     "kd": [{}, {"task_weight": 0.0}],
+    "rkd": [{}, {"squared": True}],
+    "crd": [{}, {"mode": "relax"}, {"memory_type": "fifo"}],
+    "dcd": [{}, {"variant": "imagenet"}, {"variant": "fixed"}],
+    "itrd": [{}, {"teacher": "resnet8x4"}],  # as wide as the student, and wider
 }
 CASES = [(name, hyper) for name in methods.names() for hyper in SETTINGS.get(name, [{}])]
 IDS = [f"{name}-{'-'.join(map(str, hyper.values()))}" for name, hyper in CASES]
