@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -72,14 +72,26 @@ class Case:
     teacher: Said
     batch: Batch
     inputs: dict[str, Tensor]  # the vector's in/ name -> the leaf whose gradient is compared
-    outputs: dict[str, str]  # the vector's out/ name -> a term of ours
+    # the vector's out/ name -> a term of ours, or what makes it of our terms
+    outputs: Mapping[str, str | Callable[[Terms], Tensor]]
     weights: dict[str, Tensor] = field(default_factory=dict)  # w/ name -> our parameter
     buffers: dict[str, Tensor] = field(default_factory=dict)  # after/ name -> our buffer
+    factors: dict[str, float] = field(
+        default_factory=dict
+    )  # out/ name -> what our term is multiplied by there
+    values: dict[str, Tensor] = field(default_factory=dict)  # out/ name -> what is no term of ours
+    epoch: int = 1
 
     def run(self) -> Terms:
         distiller = Distiller(cast(StagedNet, self.student), self.method, Precision(CPU, torch.float64))
-        terms, _ = distiller(self.batch, self.teacher.outputs, Clock.start(CPU))
+        clock = Clock.start(CPU)
+        clock.epoch.fill_(self.epoch)
+        terms, _ = distiller(self.batch, self.teacher.outputs, clock)
         return cast(Terms, terms)
+
+    def output(self, name: str, terms: Terms) -> Tensor:
+        found = self.outputs[name]
+        return found(terms) if callable(found) else terms[found]
 
 
 def leaf(value: Tensor) -> Tensor:
