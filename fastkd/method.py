@@ -27,7 +27,9 @@ class Needs:
     student: tuple[str, ...] = ()  # taps of the student beyond logits and pooled
     teacher: tuple[str, ...] = ()  # "logits", "pooled" and taps of the teacher; () = no teacher at all
     indices: bool = False  # reads batch.indices
-    views: int = 1  # 2: outputs hold the rows of a weak, then of a strong view of the batch; batch.targets holds B
+    views: int = (
+        1  # 2: outputs hold the rows of a weak, then of a strong view of the batch; batch.targets holds B
+    )
     negatives: int = 0  # contrastive negatives drawn on the device for each sample
     live_teacher: bool = False  # feeds the teacher other tensors than the images: cannot be cached
     graph_safe: bool = True  # no host sync, no shape that depends on data

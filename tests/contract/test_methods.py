@@ -34,6 +34,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "crd": [{}, {"mode": "relax"}, {"memory_type": "fifo"}],
     "dcd": [{}, {"variant": "imagenet"}, {"variant": "fixed"}],
     "itrd": [{}, {"teacher": "resnet8x4"}],  # as wide as the student, and wider
+    "dkd": [{}, {"warmup": 0, "kd_temperature": 1.0}],
+    "ctkd": [{}, {"of": "dkd"}, {"schedule": "linear"}],
+    "mlkd": [{}, {"standardise": True}],
+    "lskd": [{}, {"of": "dkd"}, {"of": "ctkd"}, {"of": "mlkd"}],
 }
 CASES = [(name, hyper) for name in methods.names() for hyper in SETTINGS.get(name, [{}])]
 IDS = [f"{name}-{'-'.join(map(str, hyper.values()))}" for name, hyper in CASES]
@@ -59,8 +63,10 @@ def distiller(
     return both, LiveTeacher(nets[1], both.teacher_needs, precision)
 
 
-def batch(size: int = 4, scale: float = 1.0) -> Batch:
-    indices = torch.arange(size) % 12
+def batch(size: int = 4, scale: float = 1.0, views: int = 1) -> Batch:
+    """Views one after the other; until the step repeats the targets for each, they are given that often."""
+    indices = (torch.arange(size) % 12).repeat(views)
+    size *= views
     return Batch(
         torch.randn(size, 3, 8, 8) * scale, indices % CLASSES, indices, torch.zeros(size, dtype=torch.int64)
     )
@@ -78,7 +84,7 @@ def test_is_final_documented_and_named(name: str) -> None:
 @pytest.mark.parametrize(("name", "hyper"), CASES, ids=IDS)
 def test_terms_are_named_scalars_and_train_everything_trainable(name: str, hyper: dict[str, Any]) -> None:
     both, teacher = distiller(name, **hyper)
-    samples = batch()
+    samples = batch(views=both.method.needs.views)
     terms, _ = both(samples, teacher(samples), Clock.start(CPU))
     assert all(
         term.dim() == 0 and term.dtype == torch.float32 and torch.isfinite(term) for term in terms.values()
@@ -104,7 +110,8 @@ class Reading(dict[str, Tensor]):
 @pytest.mark.parametrize(("name", "hyper"), CASES, ids=IDS)
 def test_needs_are_exact(name: str, hyper: dict[str, Any]) -> None:
     both, teacher = distiller(name, **hyper)
-    method, samples, seen = both.method, batch(), set[str]()
+    method, seen = both.method, set[str]()
+    samples = batch(views=method.needs.views)
     student = both.student(samples.images, method.needs.student)
     full = teacher.net(samples.images, tuple(n for n in method.needs.teacher if n not in (LOGITS, POOLED)))
     student = student._replace(taps=Reading(student.taps, seen))
@@ -114,6 +121,7 @@ def test_needs_are_exact(name: str, hyper: dict[str, Any]) -> None:
             full = full._replace(**{field: torch.full_like(getattr(full, field), float("nan"))})
     if not method.needs.indices:
         samples = samples._replace(indices=torch.full_like(samples.indices, 10**9))
+    samples = samples._replace(targets=samples.targets[: len(samples.targets) // method.needs.views])
     terms = method.terms(student, full._replace(taps=Reading(full.taps, seen_t)), samples, Clock.start(CPU))
     assert all(torch.isfinite(term) for term in terms.values())
     assert seen == set(method.needs.student)
@@ -124,7 +132,7 @@ def test_needs_are_exact(name: str, hyper: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["huge", "zero", "constant", "one", "one class"])
 def test_adversarial_outputs_stay_finite(name: str, hyper: dict[str, Any], kind: str) -> None:
     both, teacher = distiller(name, **hyper)
-    samples = batch(1 if kind == "one" else 4)
+    samples = batch(1 if kind == "one" else 4, views=both.method.needs.views)
     if kind == "one class":
         samples = samples._replace(targets=torch.zeros_like(samples.targets))
     taught = teacher(samples)
@@ -157,7 +165,7 @@ def step_of(name: str, **hyper: Any) -> tuple[Step, Distiller]:
 @pytest.mark.parametrize(("name", "hyper"), CASES, ids=IDS)
 def test_a_graph_safe_step_never_waits_for_the_device(name: str, hyper: dict[str, Any]) -> None:
     step, both = step_of(name, **hyper)
-    samples = batch()
+    samples = batch(views=both.method.needs.views)
     step(samples)  # the first step makes momentum buffers and meters
     optimizer = step.run.optimizer
     update = optimizer.step

@@ -76,10 +76,17 @@ class Case:
     outputs: Mapping[str, str | Callable[[Terms], Tensor]]
     weights: dict[str, Tensor] = field(default_factory=dict)  # w/ name -> our parameter
     buffers: dict[str, Tensor] = field(default_factory=dict)  # after/ name -> our buffer
+    factors: dict[str, float] = field(
+        default_factory=dict
+    )  # out/ name -> what our term is multiplied by there
+    values: dict[str, Tensor] = field(default_factory=dict)  # out/ name -> what is no term of ours
+    epoch: int = 1
 
     def run(self) -> Terms:
         distiller = Distiller(cast(StagedNet, self.student), self.method, Precision(CPU, torch.float64))
-        terms, _ = distiller(self.batch, self.teacher.outputs, Clock.start(CPU))
+        clock = Clock.start(CPU)
+        clock.epoch.fill_(self.epoch)
+        terms, _ = distiller(self.batch, self.teacher.outputs, clock)
         return cast(Terms, terms)
 
     def output(self, name: str, terms: Terms) -> Tensor:

@@ -24,7 +24,14 @@ CASES: dict[str, Callable[[Vector], Case]] = {
     for module in pkgutil.iter_modules(cases.__path__)
     for pattern, case in importlib.import_module(f"tests.parity.cases.{module.name}").CASES.items()
 }
-OF_OTHER_TESTS = ("model_forward__*", "models_cifar_forward", "lr_schedule__*", "trainstep__*")
+OF_OTHER_TESTS = (
+    "model_forward__*",
+    "models_cifar_forward",
+    "lr_schedule__*",
+    "trainstep__*",
+    "ctkd_schedule",
+    "dot_optimizer",
+)
 
 
 def find(stem: str) -> Callable[[Vector], Case] | None:
