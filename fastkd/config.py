@@ -29,6 +29,7 @@ class DataConfig:
     num_classes: int = 20  # made-up data sets only
     train_size: int = 10_000  # made-up data sets only
     test_size: int = 2_000  # made-up data sets only
+    cache_views: int = 0  # recorded views of a picture whose crops are endless; 0 = a new crop each time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,10 @@ class RunSection:
     dist_url: str = "tcp://127.0.0.1:23451"
     graph: Literal["auto", "on", "off"] = "auto"
     compile: Literal["off", "default", "max-autotune"] = "off"
-    teacher_cache: str = "off"
+    teacher_cache: str = (
+        "off"  # off, auto = a folder under save/caches named by what it is made of, or a folder
+    )
+    cache_dtype: Literal["fp16", "fp32"] = "fp16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class RunConfig:
         data, optim, run = self.data, self.optim, self.run
         _at_least("data", data, 1, "batch_size", "test_batch_size", "train_size", "test_size")
         _at_least("data", data, 8, "image_size")  # the views shift by 4, and no net takes less
-        _at_least("data", data, 0, "num_workers")
+        _at_least("data", data, 0, "num_workers", "cache_views")
         _at_least("optim", optim, 0, "lr", "weight_decay", "momentum", "warmup_epochs", "decay_rate")
         _at_least("optim", optim, 1, "epochs")
         _at_least("run", run, 0, "seed", "trial", "threads", "save_freq")

@@ -74,6 +74,8 @@ def page(rows: Sequence[Row], note: str) -> str:
         body += [f"<h2>{_e(dataset)}</h2>"] if len(datasets) > 1 else []
         body += [_results(here, styles), f'<p class="note">{_e(note)}.</p>']
         body += [_comparison(net, group, styles) for net, group in _by_net(here)]
+    if saved := [f"<li><b>{_e(name)}</b>: {text}</li>" for name, run in runs if (text := _saving(run))]:
+        body.append(f"<h2>Teacher cache</h2><ul>{''.join(saved)}</ul>")
     body += ["<h2>Runs</h2>", *(_details(name, run) for name, run in runs)]
     proof = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{proof}'"
@@ -201,6 +203,16 @@ def _details(name: str, run: Run) -> str:
         f"<details><summary>{_e(name)} <span>{_e(state)}{_e(run.folder)}</span></summary>"
         f'<div class="two">{facts}</div><h4>Resolved config</h4><pre>{config}</pre></details>'
     )
+
+
+def _saving(run: Run) -> str:
+    """What a run was spared by its teacher cache."""
+    counts = [(run.summary or {}).get(f"cache_{name}") for name in ("hits", "misses")]
+    hits, misses = (count if isinstance(count, int) else 0 for count in counts)
+    if hits + misses == 0:
+        return ""
+    share = 100 * hits / (hits + misses)
+    return f"{hits:,} of the teacher's {hits + misses:,} answers were read, {misses:,} computed: {share:.1f} % saved"
 
 
 def _facts(title: str, found: Mapping[str, object]) -> str:

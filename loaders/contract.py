@@ -5,6 +5,7 @@ Shape letters used throughout: B batch, H W height and width, N samples of the d
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,6 +13,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from loaders.views import View
 
 
 class Batch(NamedTuple):
@@ -65,6 +68,10 @@ class Split(Protocol):
         """Its file, or its place in the split: for messages."""
         ...
 
+    def fingerprint(self) -> str:
+        """Hex digits that change with the pictures or their order."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySplit:
@@ -86,6 +93,12 @@ class ArraySplit:
     def where(self, index: int) -> str:
         return f"{self.name}, picture {index}"
 
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.images.shape}".encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(self.labels.numpy().data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -105,10 +118,25 @@ class Plan:
 class Loader(Protocol):
     spec: DataSpec
 
+    @property
+    def split(self) -> Split: ...
+    @property
+    def view(self) -> View: ...
+    @property
+    def plan(self) -> Plan: ...
+
     def __len__(self) -> int:
         """Batches an epoch on this rank."""
         ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches start, start+1, .. of an epoch. Depends on (seed, epoch, rank) only."""
+        ...
+
+    def dealt(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """(indices, aug_ids) of all batches of an epoch, one after another, without making them."""
+        ...
+
+    def visit(self, indices: Tensor, aug_ids: Tensor, batch_size: int) -> Iterator[Batch]:
+        """The named views of the named samples, in this order. The last batch may be smaller."""
         ...

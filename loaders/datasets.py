@@ -11,7 +11,7 @@ from loaders import cifar, folder, shapes
 from loaders.cifar_files import SOURCES
 from loaders.contract import DataSpec, Split
 from loaders.errors import UserError
-from loaders.views import CentreCrop, ResizedCropFlip, ShiftFlip, View, Whole
+from loaders.views import CentreCrop, Recorded, ResizedCropFlip, ShiftFlip, View, Whole
 
 DEFAULT_ROOT = Path("data")
 IMAGENET_CLASSES = 1000
@@ -28,6 +28,7 @@ class Wanted:
     num_classes: int  # made-up data sets only, as the two sizes
     train_size: int
     test_size: int
+    recorded_views: int = 0  # of a picture, where they are endless; 0 = a new one each time
 
 
 def load(wanted: Wanted) -> tuple[Split, Split]:
@@ -63,10 +64,16 @@ def views(wanted: Wanted) -> tuple[View, View]:
             f"data.image_size is {wanted.image_size}; pictures of {wanted.dataset} are {cifar.SIDE} pixels wide"
         )
     if wanted.dataset in SOURCES or wanted.dataset == "shapes":
-        return ShiftFlip(wanted.image_size), Whole(wanted.image_size)
-    return ResizedCropFlip(wanted.image_size), CentreCrop(
-        wanted.image_size, round(wanted.image_size * 256 / 224)
-    )
+        shifted = ShiftFlip(wanted.image_size)
+        if wanted.recorded_views:
+            raise UserError(
+                f"--cache-views {wanted.recorded_views}: a picture of {wanted.dataset} has {shifted.count} views in all, "
+                "and a cache holds them exactly; leave the flag out"
+            )
+        return shifted, Whole(wanted.image_size)
+    cropped = ResizedCropFlip(wanted.image_size)
+    whole = CentreCrop(wanted.image_size, round(wanted.image_size * 256 / 224))
+    return Recorded(cropped, wanted.recorded_views) if wanted.recorded_views else cropped, whole
 
 
 def expected(wanted: Wanted) -> DataSpec:

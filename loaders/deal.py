@@ -27,6 +27,15 @@ def deck(view: View, num_samples: int, plan: Plan, epoch: int, device: torch.dev
     return indices, pick(view, plan.seed, epoch, indices)
 
 
+def dealt(
+    view: View, num_samples: int, plan: Plan, epoch: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The cards of all of this rank's batches of an epoch, one hand after another."""
+    indices, aug_ids = deck(view, num_samples, plan, epoch, device)
+    hands = [hand(plan, number) for number in range(num_batches(num_samples, plan))]
+    return torch.cat([indices[rows] for rows in hands]), torch.cat([aug_ids[rows] for rows in hands])
+
+
 def hand(plan: Plan, number: int) -> slice:
     """The cards of the deck that are this rank's batch `number`. In the last step of an evaluation there may
     be fewer than batch_size of them, or none."""

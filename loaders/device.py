@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loaders.contract import ArraySplit, Batch, DataSpec, Plan
-from loaders.deal import deck, hand, num_batches
+from loaders.deal import dealt, deck, hand, num_batches
 from loaders.views import ShiftFlip, Whole, normalisation, normalisation_table
 
 WORTH_A_THREAD = 128  # pictures; below, handing work over costs more than it saves
@@ -27,7 +27,7 @@ class DeviceLoader:
             name=split.name, num_samples=len(split), num_classes=len(split.class_names), image_size=view.size,
             labels=split.labels, views=view.count, mean=split.mean, std=split.std, class_names=split.class_names,
         )  # fmt: skip
-        self.view, self.plan = view, plan
+        self.split, self.view, self.plan = split, view, plan
         self._images = torch.from_numpy(split.images).to(plan.device)  # N,H,W,3 uint8
         self._labels = split.labels.to(plan.device)
         self._table = normalisation_table(split.mean, split.std, plan.dtype).to(plan.device)
@@ -42,6 +42,14 @@ class DeviceLoader:
         for number in range(start, len(self)):
             rows = hand(self.plan, number)
             yield self.fetch(indices[rows], aug_ids[rows])
+
+    def dealt(self, epoch: int) -> tuple[Tensor, Tensor]:
+        return dealt(self.view, self.spec.num_samples, self.plan, epoch, self.plan.device)
+
+    def visit(self, indices: Tensor, aug_ids: Tensor, batch_size: int) -> Iterator[Batch]:
+        for first in range(0, len(indices), batch_size):
+            part = slice(first, first + batch_size)
+            yield self.fetch(indices[part].to(self.plan.device), aug_ids[part].to(self.plan.device))
 
     def fetch(self, indices: Tensor, aug_ids: Tensor) -> Batch:
         """The named views of the named samples: pure, and free of host syncs."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from loaders.contract import Batch, DataSpec, Plan, Split
-from loaders.deal import deck, hand, num_batches
+from loaders.deal import dealt, deck, hand, num_batches
 from loaders.errors import UserError
 from loaders.views import View, normalisation
 
@@ -62,7 +62,17 @@ class TorchLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         plan = self.plan
         indices, aug_ids = deck(self.view, self.spec.num_samples, plan, epoch, torch.device("cpu"))
-        hands = [hand(plan, number) for number in range(start, len(self))]
+        return self._serve(indices, aug_ids, [hand(plan, number) for number in range(start, len(self))])
+
+    def dealt(self, epoch: int) -> tuple[Tensor, Tensor]:
+        return dealt(self.view, self.spec.num_samples, self.plan, epoch, self.plan.device)
+
+    def visit(self, indices: Tensor, aug_ids: Tensor, batch_size: int) -> Iterator[Batch]:
+        hands = [slice(first, first + batch_size) for first in range(0, len(indices), batch_size)]
+        return self._serve(indices.cpu(), aug_ids.cpu(), hands)
+
+    def _serve(self, indices: Tensor, aug_ids: Tensor, hands: list[slice]) -> Iterator[Batch]:
+        plan = self.plan
         # Read anew on every iter(), which also withdraws what an epoch broken off has left with the workers.
         self._hands[:] = [torch.stack((indices[rows], aug_ids[rows])).numpy() for rows in hands]
         indices, aug_ids = indices.to(plan.device), aug_ids.to(plan.device)

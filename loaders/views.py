@@ -7,8 +7,8 @@ the same sample, a run resumes at any batch, and what a teacher said about a vie
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK64 = (1 << 64) - 1
-ORDER, VIEW = 1, 2  # independent streams of draws
+ORDER, VIEW, RECORD = 1, 2, 3  # independent streams of draws
 
 
 def mix(x: int) -> int:
@@ -71,7 +71,22 @@ class View(Protocol):
 def pick(view: View, seed: int, epoch: int, indices: Tensor) -> Tensor:
     """The aug_id each sample gets in an epoch."""
     words = draw(seed, epoch, VIEW, indices)
-    return words if view.count is None else words % view.count
+    return words if view.count is None else numbered(view, indices, words % view.count)
+
+
+def numbered(view: View, indices: Tensor, numbers: Tensor) -> Tensor:
+    """The aug_ids of the samples' views of these numbers; aug_id % view.count gives the number back."""
+    return view.words(indices, numbers) if isinstance(view, Recorded) else numbers
+
+
+def describe(view: View) -> dict[str, Any]:
+    """All that decides what a view shows, as plain data."""
+    facts = {f.name: getattr(view, f.name) for f in fields(view)}  # type: ignore[arg-type]  # each is a dataclass
+    for name, value in facts.items():
+        facts[name] = (
+            describe(value) if name == "view" else list(value) if isinstance(value, tuple) else value
+        )
+    return {"name": view.name} | facts
 
 
 @dataclass(frozen=True)
@@ -143,6 +158,30 @@ class ResizedCropFlip:
         resized = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box)
         out = np.asarray(resized)
         return out[:, ::-1] if flip else out
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """`count` views of each picture out of the endless ones of `view`, always the same.
+
+    An aug_id is a word of `view`, drawn for the picture and the view's number, and leaves that number when divided by
+    `count`: backends render it like any other, and what was said about it has a place in a finite table.
+    """
+
+    name: ClassVar[str] = "recorded-v1"
+    view: ResizedCropFlip
+    count: int
+
+    @property
+    def size(self) -> int:
+        return self.view.size
+
+    def words(self, indices: Tensor, numbers: Tensor) -> Tensor:
+        drawn = draw(0, 0, RECORD, indices ^ mix_tensor(numbers)) >> 1  # room for the remainder
+        return drawn - drawn % self.count + numbers
+
+    def render(self, image: np.ndarray, aug_id: int) -> np.ndarray:
+        return self.view.render(image, aug_id)
 
 
 @dataclass(frozen=True)

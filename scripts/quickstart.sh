@@ -18,9 +18,9 @@ trap 'printf "\nStopped. ./scripts/quickstart.sh goes on from here.\n"; exit 130
 step() { printf '\n== %s\n' "$*"; }
 
 runs=save/quickstart
-train_student() { # method, folder
+train_student() { # method, folder, further flags
     .venv/bin/python train_student.py --dataset shapes --distill "$1" --path-t "$runs/teacher" \
-        --out "$runs/$2" --resume auto
+        --out "$runs/$2" --resume auto "${@:3}"
 }
 
 step "1/6 The environment: .venv with everything fastkd needs"
@@ -33,10 +33,10 @@ step "3/6 The student alone: a smaller network, from the labels only"
 train_student vanilla alone
 
 step "4/6 The same student, also learning the teacher's soft labels (KD)"
-train_student kd kd
+train_student kd kd --teacher-cache "$runs/cache"
 
-step "5/6 The same student, learning the relations between the teacher's features (RRD)"
-train_student rrd rrd
+step "5/6 The same student, learning the relations between the teacher's features (RRD); the teacher's answers are kept from step 4"
+train_student rrd rrd --teacher-cache "$runs/cache"
 
 step "6/6 The report: accuracy, time and curves of the four runs side by side"
 .venv/bin/fastkd report "$runs/teacher" "$runs/alone" "$runs/kd" "$runs/rrd" --out report.html

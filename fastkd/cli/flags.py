@@ -105,7 +105,21 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("--dist-url", "run.dist_url", "where the processes meet", "URL"),
         Flag("--graph", "run.graph", "auto, on or off: replay the step as a CUDA graph", "NAME"),
         Flag("--compile", "run.compile", "off, default or max-autotune", "NAME"),
-        Flag("--teacher-cache", "run.teacher_cache", "off, auto or a folder", "DIR", STUDENT),
+        Flag(
+            "--teacher-cache",
+            "run.teacher_cache",
+            "off, auto or a folder: look the teacher's answers up",
+            "DIR",
+            STUDENT,
+        ),
+        Flag("--cache-dtype", "run.cache_dtype", "fp16 or fp32", "NAME", STUDENT),
+        Flag(
+            "--cache-views",
+            "data.cache_views",
+            "recorded views of a picture whose crops are endless",
+            "K",
+            STUDENT,
+        ),
     ),
     "reports": (
         Flag("--print-freq", "run.print_freq", "steps between two reports", "N"),

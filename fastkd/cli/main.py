@@ -1,4 +1,4 @@
-"""The console command: fastkd train-teacher | train-student | eval | report | methods | models | doctor | bench."""
+"""The console command: fastkd train-teacher | train-student | eval | cache | report | methods | models | doctor | bench."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "train-teacher": ("", "train a net with labels alone (the same as train_teacher.py)"),
     "train-student": ("", "distil a teacher into a student (the same as train_student.py)"),
     "eval": ("fastkd.cli.evaluate", "score a checkpoint or a run on a data set's test split"),
+    "cache": ("fastkd.cli.cache", "a teacher's stored answers: build, verify, info, gc"),
     "report": ("fastkd.cli.report", "compare runs: a table, and one page of html"),
     "methods": ("fastkd.cli.lists", "every --distill name, what it needs and its numbers"),
     "models": ("fastkd.cli.lists", "every net, with parameters and taps"),

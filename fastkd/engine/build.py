@@ -14,7 +14,7 @@ import loaders
 from fastkd import config as configs
 from fastkd import methods, models
 from fastkd.config import RunConfig
-from fastkd.engine import machine, optim, parallel, teachers
+from fastkd.engine import caches, machine, optim, parallel, teachers
 from fastkd.engine.console import Console
 from fastkd.engine.distiller import Distiller, Precision
 from fastkd.engine.parallel import Ranks
@@ -25,10 +25,11 @@ from fastkd.teacher.live import LiveTeacher, NoTeacher, Teacher
 from loaders import datasets
 from loaders.contract import DataSpec, Loader, Plan
 from loaders.errors import UserError, nearest
+from loaders.views import Recorded
 
 # Options whose part has not landed: (key, the values that ask nothing of it).
 LATER = (("data.dali", ("none",)), ("run.graph", ("auto", "off")), ("run.compile", ("off",)),
-         ("run.teacher_cache", ("off",)), ("optim.optimizer", ("sgd", "adamw")))  # fmt: skip
+         ("optim.optimizer", ("sgd", "adamw")))  # fmt: skip
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Run:
     train: Loader
     test: Loader
     teacher: Teacher
+    checked: Teacher | None  # the same on the test set, where a run has a teacher
     distiller: Distiller
     optimizer: Optimizer
     lr: optim.LearningRate
@@ -96,6 +98,7 @@ def wanted(config: RunConfig) -> datasets.Wanted:
     return datasets.Wanted(
         dataset=data.dataset, root=Path(data.root) if data.root else None, download=data.download,
         image_size=data.image_size, num_classes=data.num_classes, train_size=data.train_size, test_size=data.test_size,
+        recorded_views=data.cache_views,
     )  # fmt: skip
 
 
@@ -114,6 +117,10 @@ def build(
         raise UserError(f"data.batch_size {config.data.batch_size} and test_batch_size {config.data.test_batch_size} must "
                         f"each divide by the {ranks.world} ranks")  # fmt: skip
     train, test = open_loaders(config, device, precision.dtype, ranks)
+    if config.data.batch_size > train.spec.num_samples:
+        raise UserError(
+            f"data.batch_size is {config.data.batch_size}, more than the {train.spec.num_samples} training pictures"
+        )
     torch.manual_seed(config.seed)
     _, teacher, distiller = networks(config, own, weights, train.spec, precision)
     layout = torch.channels_last if config.run.channels_last else torch.contiguous_format
@@ -124,8 +131,35 @@ def build(
     torch.manual_seed(config.seed + 1_000_003 * (1 + ranks.rank))
     lr = optim.LearningRate(config.optim, len(train), device)
     optimizer = optim.optimizer(config.optim, distiller, lr.value)
-    return Run(config, device, precision, ranks, console, train, test, teacher, distiller, optimizer, lr,
-               weights.sha256() if weights else "", warnings)  # fmt: skip
+    checked = teacher if isinstance(teacher, LiveTeacher) else None
+    run = Run(config, device, precision, ranks, console, train, test, teacher, checked, distiller, optimizer, lr,
+              weights.sha256() if weights else "", warnings)  # fmt: skip
+    if config.run.teacher_cache != "off":
+        _look_up(run, weights)
+    return run
+
+
+def _look_up(run: Run, weights: teachers.Weights | None) -> None:
+    """From here on the teacher is asked only what its cache does not know."""
+    live, warnings = run.teacher, run.warnings
+
+    def warn(line: str) -> None:
+        warnings.append(line)
+        run.console.warn(line)
+
+    if not isinstance(live, LiveTeacher) or weights is None:
+        warn(f"--teacher-cache {run.config.run.teacher_cache} has no effect: no teacher is asked")
+        return
+    caches.check(run.config, run.distiller, run.train.view)
+    caches.room(run.config, live, run.train, run.device)  # before anything is made on disk
+    cache = caches.settle(run.config, live.net.name, weights, run.train, run.test, run.precision.dtype)
+    run.teacher, run.checked = caches.cached(cache, run.config, live, run.train, run.test, run.device, warn)
+    run.console.say(caches.describe(cache, run.teacher))
+    if isinstance(run.train.view, Recorded):
+        warn(
+            f"the teacher cache is an approximation: {run.train.view.count} recorded views of each picture stand for "
+            "endless ones (--cache-views)"
+        )
 
 
 def networks(
@@ -156,10 +190,6 @@ def open_loaders(
     train_split, test_split = datasets.load(source)
     train_view, test_view = datasets.views(source)
     data = config.data
-    if data.batch_size > len(train_split):
-        raise UserError(
-            f"data.batch_size is {data.batch_size}, more than the {len(train_split)} training pictures"
-        )
     out = []
     for split, view, train, size in (
         (train_split, train_view, True, data.batch_size),

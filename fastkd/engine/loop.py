@@ -95,7 +95,7 @@ class Position:
         self.seconds = 0.0  # of training and testing, over all sittings
         self.epoch_seconds = 0.0  # of the epoch under way
         self.wait_seconds = 0.0
-        self.forwards = 0  # images the teacher has seen
+        self.taught: dict[str, int] = {}  # of the teacher's pictures, over all ranks: forwards, hits, misses
         self.teacher_top1: float | None = None
         self.history: list[dict[str, Any]] = []
 
@@ -118,6 +118,7 @@ class Training:
         with Signals() as signals:
             while self.at.epoch <= epochs:
                 self.train_epoch(signals)
+                self.run.teacher.keep()  # before the ranks meet: in the next epoch each finds what all have learned
                 parallel.average_buffers(self.run.distiller.student)
                 self._finish_epoch(evaluate(self.deployed, self.run.test, self.run.precision))
         return self.recorder.finish(self.summary())
@@ -129,6 +130,7 @@ class Training:
         run.distiller.train()
         console.begin_epoch(at.epoch, run.config.optim.epochs, steps, at.batch)
         started, before = time.perf_counter(), at.epoch_seconds
+        run.teacher.expect(*run.train.dealt(at.epoch))
         for batch in self._timed(run.train.batches(at.epoch, at.batch)):
             self.step(batch)
             at.batch += 1
@@ -193,7 +195,7 @@ class Training:
         at.epoch += 1
         at.batch, at.epoch_seconds, at.wait_seconds = 0, 0.0, 0.0
         at.seconds += seconds
-        at.forwards = run.teacher.forwards
+        self._count()
         self.meters.clear()
         self.recorder.save_epoch(self.state(), self.about(row), is_best)
         run.console.end_epoch(
@@ -203,13 +205,19 @@ class Training:
     def _stop(self, caught: signal.Signals | None) -> None:
         self._check(self.meters.read())
         parallel.average_buffers(self.run.distiller.student)
-        self.at.forwards = self.run.teacher.forwards
+        self.run.teacher.keep()
+        self._count()
         self.recorder.save_last(self.state())
         self.run.console.close()
         name = caught.name if caught else "another rank"
         raise Stopped(
             f"stopped by {name} in epoch {self.at.epoch} after {self.at.batch} steps; saved: go on with --resume auto"
         )
+
+    def _count(self) -> None:
+        counts = vars(self.run.teacher.counts)
+        totals = parallel.total(torch.tensor(list(counts.values()), device=self.run.device))
+        self.at.taught = dict(zip(counts, totals.tolist(), strict=True))
 
     def about(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What a file of weights says of itself."""
@@ -254,7 +262,8 @@ class Training:
         self.clock.epoch.copy_(state["clock"]["epoch"])
         self.clock.step.copy_(state["clock"]["step"])
         vars(self.at).update(state["position"])
-        run.teacher.forwards = self.at.forwards
+        if run.ranks.first:  # the counts of all ranks are with the first
+            vars(run.teacher.counts).update(self.at.taught)
         # on another number of ranks or another kind of device the draws begin anew
         drawn = {
             kind: states[run.ranks.rank].clone()  # torch reads a view from the start of its storage
@@ -274,6 +283,7 @@ class Training:
             "last_top1": last["test_top1"], "best_top1": best["test_top1"], "best_epoch": best["epoch"],
             "epochs": last["epoch"], "steps": int(self.clock.step), "seconds": at.seconds,
             "images_per_second": sum(r["images_per_second"] for r in at.history) / len(at.history),
-            "teacher_forwards": at.forwards, "cache_hits": 0, "cache_misses": 0,
+            "teacher_forwards": at.taught["forwards"],
+            "cache_hits": at.taught["hits"], "cache_misses": at.taught["misses"],
             "teacher_top1": at.teacher_top1, "loader": type(run.train).__name__, "warnings": run.warnings,
         }  # fmt: skip

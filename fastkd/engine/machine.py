@@ -71,6 +71,18 @@ def settle(config: RunConfig) -> None:
     torch.backends.cudnn.benchmark = not config.run.deterministic
 
 
+def free_memory() -> int:
+    """Bytes of host memory that can be had without swapping, within the limit of a container."""
+    info, limits = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if info.exists():
+        free = 1024 * int(info.read_text().partition("MemAvailable:")[2].split()[0])
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        limit = int((limits / "memory.max").read_text())
+        free = min(free, limit - int((limits / "memory.current").read_text()))
+    return free
+
+
 def git_commit() -> str:
     try:
         done = subprocess.run(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastkd.engine import files
+from fastkd import files
 from fastkd.engine.console import Console
 from fastkd.engine.events import Events
 from fastkd.engine.rundir import BEST, LAST, NAN

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastkd import config as configs
+from fastkd import files
 from fastkd.config import RunConfig
-from fastkd.engine import files
 from fastkd.recipes import read_yaml
 from loaders.errors import UserError
 

@@ -13,10 +13,10 @@ import yaml
 from fastkd import config as configs
 from fastkd.config import RunConfig
 from fastkd.engine import build as composition
-from fastkd.engine import machine, optim, parallel, rundir, teachers
+from fastkd.engine import caches, machine, optim, parallel, rundir, teachers
 from fastkd.engine.console import Console, clock, show_warnings_as_lines
 from fastkd.engine.distiller import Precision
-from fastkd.engine.evaluate import evaluate
+from fastkd.engine.evaluate import score
 from fastkd.engine.loop import Stopped, Training, check_fits
 from fastkd.engine.meters import Meters
 from fastkd.engine.parallel import Ranks
@@ -24,10 +24,10 @@ from fastkd.engine.record import Recorder
 from fastkd.method import MethodConfig
 from fastkd.outputs import Clock
 from fastkd.recipes import Request
-from fastkd.teacher.live import LiveTeacher
 from loaders import datasets
 from loaders.contract import Batch, DataSpec
 from loaders.errors import UserError
+from loaders.views import View
 
 
 def _warned(request: Request, unused: Sequence[str]) -> tuple[RunConfig, MethodConfig, list[str]]:
@@ -100,16 +100,19 @@ def _fit(run: composition.Run, out: Path, state: Mapping[str, Any] | None) -> No
         recorder.begin(env, training.at.history)
     try:
         if (
-            isinstance(run.teacher, LiveTeacher)
+            (teacher := run.checked) is not None
             and not config.run.skip_validation
             and training.at.teacher_top1 is None
         ):
-            training.at.teacher_top1 = evaluate(run.teacher.net, run.test, run.precision).top1
-            run.teacher.forwards += run.test.spec.num_samples
+            found = score(lambda batch: teacher(batch).logits, run.test, run.device)
+            teacher.keep()
+            training.at.teacher_top1 = found.top1
             console.say(f"the teacher scores {training.at.teacher_top1:.2f} on the test set")
         summary = training.fit()
     finally:
         recorder.close()
+    if hits := summary["cache_hits"]:
+        console.say(f"teacher: {hits:,} answers read from the cache, {summary['cache_misses']:,} computed")
     console.say(
         f"top-1 {summary['last_top1']:.2f} after the last epoch; best {summary['best_top1']:.2f} "
         f"(epoch {summary['best_epoch']}, chosen on the test set); {clock(summary['seconds'])}"
@@ -137,7 +140,7 @@ def dry_run(request: Request, unused: Sequence[str]) -> int:
             missing.append(
                 f"teacher {path or f'of {source.dataset} in {teachers.TEACHERS}'}: {teachers.how_to_get(config)}"
             )
-    _one_step(config, own, weights, spec, precision)
+    _one_step(config, own, weights, spec, precision, datasets.views(source)[0])
     out = config.run.out or rundir.default_name(config)
     shown = yaml.safe_dump(configs.tree(dataclasses.replace(config)), sort_keys=False)
     console = Console()
@@ -158,12 +161,15 @@ def _one_step(
     weights: teachers.Weights | None,
     spec: DataSpec,
     precision: Precision,
+    view: View,
 ) -> None:
     device = precision.device
     torch.manual_seed(config.seed)
     # without its file the teacher is stood in for by a fresh net of the named or the recipe's kind
     stand_in = None if weights or not teachers.asked(config) else teachers.fresh(config, spec)
     _, teacher, distiller = composition.networks(config, own, weights, spec, precision, stand_in)
+    if config.run.teacher_cache != "off" and distiller.teacher_needs:
+        caches.check(config, distiller, view)
     distiller.to(device)
     lr = optim.LearningRate(config.optim, 1, device)
     now = Clock.start(device)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkd import methods, models
+from fastkd import files, methods, models
 from fastkd.config import RunConfig
-from fastkd.engine import files, rundir
+from fastkd.engine import rundir
 from fastkd.models.base import StagedNet
 from fastkd.recipes import resolve
 from loaders.contract import DataSpec

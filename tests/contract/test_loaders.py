@@ -16,6 +16,7 @@ from loaders.device import DeviceLoader
 from loaders.torch_workers import TorchLoader
 from loaders.views import (
     CentreCrop,
+    Recorded,
     ResizedCropFlip,
     ShiftFlip,
     View,
@@ -55,12 +56,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> folder.FolderSplit:
 
 Make = Callable[..., Loader]
 Case = tuple[Make, Split, View]
-CASES = ["device-shift", "device-whole", "torch-shift", "torch-whole", "torch-crop", "torch-centre"]
+CASES = [
+    "device-shift", "device-whole", "torch-shift", "torch-whole", "torch-crop", "torch-centre", "torch-recorded",
+]  # fmt: skip
 VIEWS: dict[str, View] = {
     "shift": ShiftFlip(SIZE),
     "whole": Whole(SIZE),
     "crop": ResizedCropFlip(SIZE),
     "centre": CentreCrop(SIZE, resize=10),
+    "recorded": Recorded(ResizedCropFlip(SIZE), 5),
 }
 
 
@@ -101,8 +105,30 @@ def test_spec_says_what_the_split_is(case: Case) -> None:
     assert (spec.num_classes, spec.class_names) == (len(split.class_names), split.class_names)
     assert (spec.mean, spec.std) == (split.mean, split.std)
     known = {"shift-flip-v1": 162, "whole-v1": 1, "resized-crop-flip-v1": None, "centre-crop-v1": 1}
+    known["recorded-v1"] = 5
     assert spec.views == known[view.name]
     assert torch.equal(spec.labels, split.labels)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("train", [True, False])
+def test_what_is_dealt_is_what_comes(case: Case, train: bool, world: int) -> None:
+    make, _, _ = case
+    for rank in range(world):
+        loader = make(train=train, rank=rank, world=world, batch_size=5)
+        wanted = joined(list(loader.batches(4)))
+        indices, aug_ids = loader.dealt(4)
+        assert torch.equal(indices, wanted.indices)
+        assert torch.equal(aug_ids, wanted.aug_ids)
+
+
+def test_a_visit_shows_the_named_views(case: Case) -> None:
+    make, _, _ = case
+    loader = make()
+    wanted = joined(list(loader.batches(2)))
+    visited = list(loader.visit(wanted.indices, wanted.aug_ids, 7))
+    assert [len(batch.targets) for batch in visited[:-1]] == [7] * (len(visited) - 1)
+    assert equal(joined(visited), wanted)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -155,7 +181,8 @@ def test_order_and_views_follow_seed_and_epoch(case: Case) -> None:
         views = [dict(zip(b.indices.tolist(), b.aug_ids.tolist(), strict=True)) for b in (first, batch)]
         shared = views[0].keys() & views[1].keys()
         changed = sum(views[0][i] != views[1][i] for i in shared)
-        assert changed == 0 if view.count == 1 else changed > len(shared) * 0.9
+        by_chance = 1 / (view.count or 10**9)  # of two draws
+        assert changed == 0 if view.count == 1 else changed > len(shared) * (0.9 - 1.5 * by_chance)
 
 
 @pytest.mark.parametrize("train", [True, False])

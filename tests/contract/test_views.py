@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +11,22 @@ from torch import Tensor
 
 from loaders.contract import Plan
 from loaders.deal import deck, hand, num_batches
-from loaders.views import MASK64, ResizedCropFlip, ShiftFlip, draw, mix, mix_tensor, order, pick
+from loaders.views import (
+    MASK64,
+    CentreCrop,
+    Recorded,
+    ResizedCropFlip,
+    ShiftFlip,
+    View,
+    Whole,
+    describe,
+    draw,
+    mix,
+    mix_tensor,
+    numbered,
+    order,
+    pick,
+)
 
 
 def test_mix_is_the_same_for_ints_and_tensors() -> None:
@@ -79,3 +95,40 @@ def test_deal() -> None:
     indices, aug_ids = deck(ShiftFlip(8), 100, plan, 5, torch.device("cpu"))
     assert torch.equal(indices, order(3, 5, 100, torch.device("cpu")))
     assert torch.equal(aug_ids, pick(ShiftFlip(8), 3, 5, indices))
+
+
+def test_recorded_views_are_few_and_always_the_same() -> None:
+    view = Recorded(ResizedCropFlip(32), 5)
+    samples = torch.arange(20_000)
+    by_epoch = [pick(view, 0, epoch, samples) for epoch in range(40)]
+    of_each = torch.stack(by_epoch)
+    assert max(len(set(column)) for column in of_each[:, :200].T.tolist()) <= 5
+    numbers = by_epoch[0] % 5
+    assert torch.equal(
+        numbered(view, samples, numbers), by_epoch[0]
+    )  # the number leads back to the very view
+    assert chi_square(numbers, 5) < 4 + 5 * 2.9
+    assert len(set(by_epoch[0].tolist())) == 20_000  # no two pictures are cropped alike
+    assert int(by_epoch[0].min()) >= 0
+    windows = [view.view.window(aug_id, 50, 70) for aug_id in by_epoch[0][:500].tolist()]
+    assert 200 < sum(window[4] for window in windows) < 300
+    assert torch.equal(pick(Recorded(ResizedCropFlip(32), 5), 7, 3, samples) % 5, draw(7, 3, 2, samples) % 5)
+
+
+def test_a_description_tells_views_apart() -> None:
+    views: list[View] = [
+        ShiftFlip(32),
+        ShiftFlip(32, pad=2),
+        ShiftFlip(64),
+        Whole(32),
+        CentreCrop(32),
+        ResizedCropFlip(32),
+    ]
+    recorded = [
+        Recorded(ResizedCropFlip(32), 5),
+        Recorded(ResizedCropFlip(32), 6),
+        Recorded(ResizedCropFlip(32, (0.1, 1.0)), 5),
+    ]
+    told = [json.dumps(describe(view)) for view in [*views, *recorded]]
+    assert len(set(told)) == len(told)
+    assert json.loads(told[6])["view"]["scale"] == [0.08, 1.0]

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,10 @@ SMALL = (
 )  # fmt: skip
 TEACHER = (*SMALL, "--model", "resnet8")
 STUDENT = (*SMALL, "--model-s", "resnet8")
+
+
+# What differs between two runs that are the same.
+TIMES = {"seconds", "epoch_seconds", "wait_seconds", "images_per_second", "data_wait"}
 
 
 class Said(NamedTuple):
@@ -96,3 +100,29 @@ def one_line(said: Said, *parts: str) -> None:
     assert "Traceback" not in said.err + said.out
     for part in parts:
         assert part in said.err
+
+
+def equal(one: Any, two: Any, where: str = "") -> None:
+    """Bit for bit, but for times."""
+    assert type(one) is type(two), where
+    if isinstance(one, Mapping):
+        assert one.keys() == two.keys(), where
+        for key in one.keys() - TIMES:
+            equal(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            equal(a, b, f"{where}/{number}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype, where
+        assert torch.equal(one, two), where
+    else:
+        assert one == two, where
+
+
+def same_run(one: Path, two: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        equal(load(one / name), load(two / name), name)
+    equal(rows(one), rows(two), "metrics.jsonl")
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
+    equal(summaries[0], summaries[1], "summary.json")

@@ -136,7 +136,6 @@ def test_what_makes_no_sense_is_refused(
         (["--loader", "dali"], "--loader dali is not part of this version yet"),
         (["--graph", "on"], "run.graph on is not part of this version yet; use auto or off"),
         (["--compile", "default"], "run.compile default is not part of this version yet; use off"),
-        (["--teacher-cache", "auto"], "run.teacher_cache auto is not part of this version yet; use off"),
         (
             ["--optimizer", "apex-sgd"],
             "optim.optimizer apex-sgd is not part of this version yet; use sgd or adamw",

@@ -19,7 +19,8 @@ import pytest
 import torch
 import yaml
 
-from fastkd.engine import files, loop
+from fastkd import files
+from fastkd.engine import loop
 from fastkd.engine.events import Events
 from tests.e2e.runs import (
     STUDENT,
@@ -28,16 +29,16 @@ from tests.e2e.runs import (
     Train,
     contents,
     end,
+    equal,
     load,
     one_line,
     rows,
     run_python,
+    same_run,
     start,
     wait_for,
 )  # fmt: skip
 
-# What differs between two runs that are the same.
-TIMES = {"seconds", "epoch_seconds", "wait_seconds", "images_per_second", "data_wait"}
 FILES = {".lock", "config.yaml", "env.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt", "events"}
 METHODS: Mapping[str, tuple[str, ...]] = {
     "kd": ("--distill", "kd"),
@@ -48,32 +49,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 
 def words(method: str, folder: Path, epochs: int = 3) -> tuple[object, ...]:
     return (*STUDENT, *METHODS[method], "--path-t", folder / "teacher", "--epochs", epochs, "--threads", 1)
-
-
-def equal(one: Any, two: Any, where: str = "") -> None:
-    """Bit for bit, but for times."""
-    assert type(one) is type(two), where
-    if isinstance(one, Mapping):
-        assert one.keys() == two.keys(), where
-        for key in one.keys() - TIMES:
-            equal(one[key], two[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two), where
-        for number, (a, b) in enumerate(zip(one, two, strict=True)):
-            equal(a, b, f"{where}/{number}")
-    elif isinstance(one, torch.Tensor):
-        assert one.dtype == two.dtype, where
-        assert torch.equal(one, two), where
-    else:
-        assert one == two, where
-
-
-def same_run(one: Path, two: Path) -> None:
-    for name in ("last.pt", "best.pt"):
-        equal(load(one / name), load(two / name), name)
-    equal(rows(one), rows(two), "metrics.jsonl")
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
-    equal(summaries[0], summaries[1], "summary.json")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +143,7 @@ def test_killed_at_many_random_moments(whole: Callable[[str], Path], teacher: Pa
 KILLED_WRITING = """
 import os, signal, sys
 from fastkd.cli.train import main
-from fastkd.engine import files
+from fastkd import files
 at, place = int(sys.argv[1]), sys.argv[2]
 calls = 0
 def killed(name, real):
