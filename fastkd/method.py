@@ -68,7 +68,10 @@ class Setting:
 class Phase:
     """A stretch of training with an objective of its own, before the main one."""
 
-    objective: Method  # its terms, weighed by its own Config; it may share modules with the method
+    objective: (
+        Method  # its terms, weighed by its own Config. It may share modules with the method; they are trained
+    )
+    # in the phase and fixed after it
     epochs: int
     lr: float | None = None  # None: the run's
     trains_student: bool = True  # false: only what the objective itself holds

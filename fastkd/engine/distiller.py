@@ -12,6 +12,8 @@ from fastkd.outputs import Clock, Outputs, Terms
 from fastkd.toolbox.softlabels import soft_label_kl
 from loaders.contract import Batch
 
+TASK, KL = "task", "kl"  # the terms that every method can have
+
 
 class Precision:
     """The dtype networks run in. Losses are outside of it, in float32."""
@@ -27,9 +29,13 @@ class Precision:
 class Distiller(nn.Module):
     """A term whose weight is 0 is not computed, and the teacher is not asked for it."""
 
-    def __init__(self, student: StagedNet, method: Method, precision: Precision) -> None:
+    def __init__(
+        self, student: StagedNet, method: Method, precision: Precision, asks_student: bool = True
+    ) -> None:
+        """`asks_student`: false in a phase that trains the method's own parts from the teacher alone."""
         super().__init__()
         self.student, self.method, self.precision = student, method, precision
+        self.asks_student = asks_student
         config = method.config
         self.own_weight = float(getattr(config, method.weighed_by))
         self.adds_kl = config.kd_weight != 0 and method.weighed_by != "kd_weight"
@@ -43,19 +49,27 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, taught: Outputs, clock: Clock) -> tuple[Terms, Tensor]:
         """Terms by name, unweighted, with their weighted sum as "loss" first; and the student's logits."""
         config = self.method.config
-        with self.precision():
-            student = self.student(batch.images, self.method.needs.student if self.own_weight else ())
-        weighted: list[Tensor] = []
+        student = self._student(batch)
         terms: Terms = {}
         if config.task_weight:
-            terms["task"] = F.cross_entropy(student.logits, batch.targets)
-            weighted.append(terms["task"] * config.task_weight)
+            terms[TASK] = F.cross_entropy(student.logits, batch.targets)
         if self.adds_kl:
-            terms["kl"] = soft_label_kl(student.logits, taught.logits, config.kd_temperature)
-            weighted.append(terms["kl"] * config.kd_weight)
+            terms[KL] = soft_label_kl(student.logits, taught.logits, config.kd_temperature)
         if self.own_weight:
-            own = self.method.terms(student, taught, batch, clock)
-            terms |= own
-            weighted += [term * self.own_weight for term in own.values()]
+            terms |= self.method.terms(student, taught, batch, clock)
         # detached: DDP takes what it finds behind an output for something that gets a gradient
-        return {"loss": torch.stack(weighted).sum()} | terms, student.logits.detach()
+        return {"loss": self.weighed(terms)} | terms, student.logits.detach()
+
+    def _student(self, batch: Batch) -> Outputs:
+        if not self.asks_student:
+            nothing = batch.images.new_empty(0)
+            return Outputs(nothing, nothing, {})
+        with self.precision():
+            out: Outputs = self.student(batch.images, self.method.needs.student if self.own_weight else ())
+        return out
+
+    def weighed(self, terms: Terms) -> Tensor:
+        """The weighted sum of some of the terms."""
+        config = self.method.config
+        weights = {TASK: config.task_weight, KL: config.kd_weight}
+        return torch.stack([term * weights.get(name, self.own_weight) for name, term in terms.items()]).sum()

@@ -20,7 +20,8 @@ class Meters:
         self.samples = 0
 
     def add(self, terms: Terms, logits: Tensor, targets: Tensor, clock: Clock) -> None:
-        hits = (logits.detach().argmax(1) == targets).sum()
+        # a phase that does not ask the student has no logits
+        hits = (logits.detach().argmax(1) == targets).sum() if len(logits) else targets.new_zeros(())
         values = torch.stack([*(term.detach() for term in terms.values()), hits])
         if not self.names:
             self.names = [*terms, "hits"]

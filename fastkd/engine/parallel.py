@@ -118,6 +118,15 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+@torch.no_grad()
+def average_gradients(module: nn.Module) -> None:
+    """For a backward that DDP does not see."""
+    if dist.is_initialized():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                total(parameter.grad).div_(dist.get_world_size())
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     if not dist.is_initialized():
         return flag

@@ -15,8 +15,8 @@ from fastkd.config import OptimConfig
 from fastkd.engine import optim
 from fastkd.engine.build import Run
 from fastkd.engine.distiller import Distiller, Precision
-from fastkd.engine.loop import Step
 from fastkd.engine.meters import Meters
+from fastkd.engine.step import Step
 from fastkd.method import LOGITS, POOLED, Method, Setting
 from fastkd.outputs import Clock, Outputs
 from fastkd.teacher.live import LiveTeacher, NoTeacher
