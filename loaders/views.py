@@ -177,7 +177,7 @@ class Recorded:
         return self.view.size
 
     def words(self, indices: Tensor, numbers: Tensor) -> Tensor:
-        drawn = draw(0, 0, RECORD, indices ^ mix_tensor(numbers)) >> 1  # room for the remainder
+        drawn = draw(0, 0, RECORD, indices) >> 1  # room for the remainder
         return drawn - drawn % self.count + numbers
 
     def render(self, image: np.ndarray, aug_id: int) -> np.ndarray:

@@ -125,6 +125,10 @@ def test_two_ranks_are_stopped_and_go_on(train: Train, teacher: Path, here: Path
     assert all(torch.equal(one["method"][key], two["method"][key]) for key in one["method"])
     assert torch.equal(one["rng"]["cpu"], two["rng"]["cpu"])
     assert not torch.equal(one["rng"]["cpu"][0], one["rng"]["cpu"][1])
+    asked = [
+        json.loads((here / run / "summary.json").read_text())["teacher_forwards"] for run in ("run", "whole")
+    ]
+    assert asked == [105 + 2 * 600] * 2
     for mine, others in zip(rows(here / "run"), rows(here / "whole"), strict=True):
         for key in ("train_loss", "loss_rrd", "train_top1"):
             assert mine[key] == pytest.approx(others[key], rel=1e-12)

@@ -322,6 +322,22 @@ def test_tidying_merges_and_loses_nothing(tmp_path: Path) -> None:
     assert tidy.tidy(folder).before == 2  # once tidy it stays as it is
 
 
+def test_a_row_stays_once_though_its_segments_are_merged_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tidy, "MERGED_BYTES", 1)
+    manifest.settle(tmp_path, FACTS)
+    filled(tmp_path / "train", [0, 1], [1, 2], [0, 1])
+    before = table()
+    store(tmp_path / "train", before)
+    assert tidy.tidy(tmp_path).after < 6
+    read = [segments.rows_of(path) for path in files_of(tmp_path / "train" / LOGITS)]
+    assert sorted(np.concatenate([rows for rows in read if rows is not None])) == [0, 1, 2]
+    after = table()
+    store(tmp_path / "train", after)
+    assert torch.equal(after.take(torch.arange(3)).logits, before.take(torch.arange(3)).logits)
+
+
 def test_tidying_cut_short_has_lost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest.settle(tmp_path, FACTS)
     filled(tmp_path / "train", [0, 1], [1, 2], [3])
