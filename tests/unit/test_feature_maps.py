@@ -1,0 +1,125 @@
+"""Which feature maps are compared, and what makes their sizes agree."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import pytest
+import torch
+
+from fastkd import methods, models
+from fastkd.method import Setting
+from fastkd.outputs import TapShape
+from fastkd.toolbox.adapters import BatchNorm, ConvAdapter
+from fastkd.toolbox.spatial import Pair, from_the_deep_end, same_size, stage_pairs, stages
+from loaders.contract import DataSpec
+from loaders.errors import UserError
+
+RESNET, VGG = "resnet8", "vgg8"  # three stages and four
+
+
+class Made(NamedTuple):
+    method: Any
+    student: Any
+    teacher: Any
+
+
+def make(name: str, student: str, teacher: str, **hyper: Any) -> Made:
+    spec = cast(DataSpec, SimpleNamespace(num_classes=5))
+    nets = models.build(student, 5, image_size=16), models.build(teacher, 5, image_size=16)
+    own = Setting(student=nets[0], teacher=nets[1], data=spec, batch_size=4, gather=lambda rows: rows)
+    cls = methods.load(name)
+    return Made(cls(cls.Config(**hyper), own), *nets)
+
+
+def test_the_longer_list_loses_its_shallow_end() -> None:
+    assert from_the_deep_end(("a", "b", "c"), ("x", "y")) == (Pair("b", "x"), Pair("c", "y"))
+    assert from_the_deep_end(("a",), ("x", "y", "z")) == (Pair("a", "z"),)
+    nets = models.build(VGG, 5), models.build(RESNET, 5)
+    assert stages(nets[0], "pre") == ("stage1.pre", "stage2.pre", "stage3.pre", "stage4.pre")
+    pairs = stage_pairs(*nets, "pre")
+    assert [pair.student for pair in pairs] == ["stage2.pre", "stage3.pre", "stage4.pre"]
+    assert [pair.teacher for pair in pairs] == ["stage1", "stage2", "stage3"]
+    assert [pair.stage for pair in pairs] == ["stage2", "stage3", "stage4"]
+
+
+@pytest.mark.parametrize("name", ["at", "vid", "sp"])
+@pytest.mark.parametrize("nets", [(VGG, RESNET), (RESNET, VGG)], ids="-".join)
+def test_nets_of_other_depths_are_paired_from_the_deep_end(name: str, nets: tuple[str, str]) -> None:
+    hyper = {"stages": "all"} if name == "sp" else {}
+    method, student, teacher = make(name, *nets, **hyper)
+    count = {VGG: 4, RESNET: 3}
+    for needs, net in zip((method.needs.student, method.needs.teacher), nets, strict=True):
+        assert needs == tuple(f"stage{k}" for k in range(count[net] - 2, count[net] + 1))
+    images = torch.randn(2, 3, 16, 16)
+    terms = method.terms(
+        student(images, method.needs.student), teacher(images, method.needs.teacher), None, None
+    )
+    assert set(terms) == {f"{name}_{stage}" for stage in method.needs.student}
+
+
+def test_the_larger_map_is_averaged_down() -> None:
+    wide, tall = torch.randn(2, 3, 4, 8), torch.randn(2, 5, 6, 2)
+    s, t = same_size(wide, tall)
+    assert s.shape == (2, 3, 4, 2)
+    assert t.shape == (2, 5, 4, 2)
+    torch.testing.assert_close(s[0, 0, 0, 0], wide[0, 0, 0, :4].mean())
+    assert same_size(wide, wide)[0] is wide
+
+
+@pytest.mark.parametrize(("side_s", "side_t"), [*itertools.product(range(1, 9), repeat=2)])
+def test_an_adapter_makes_maps_that_can_be_compared(side_s: int, side_t: int) -> None:
+    student, teacher = TapShape(2, side_s, side_s), TapShape(3, side_t, side_t)
+    adapter = ConvAdapter(student, teacher, relu=True)
+    s = adapter(torch.randn(2, *student))
+    t = adapter.target(torch.randn(2, *teacher))
+    assert s.shape == t.shape
+    assert s.min() >= 0
+    averages = side_s < side_t and 2 * side_s != side_t
+    assert t.shape[-1] == (side_s if averages else side_t)
+
+
+def test_a_single_value_is_normalised_by_what_was_seen_before() -> None:
+    norm: Any = BatchNorm(3)
+    norm(torch.randn(5, 3, 1, 1) * 2 + 1)
+    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    x = torch.randn(1, 3, 1, 1)
+    torch.testing.assert_close(norm(x).flatten(), (x.flatten() - mean) / (var + norm.eps).sqrt())
+    assert torch.equal(norm.running_mean, mean)
+
+
+@pytest.mark.parametrize("net", [RESNET, VGG, "wrn_16_1"])
+def test_simkd_classifies_the_teachers_own_map_as_the_teacher_does(net: str) -> None:
+    """A student whose projection equals its target answers as the teacher, whatever the teacher's family."""
+    method, _, teacher = make("simkd", RESNET, net)
+    taught = teacher.eval()(torch.randn(3, 3, 16, 16), method.needs.teacher)
+    _, logits = method.reuse(method.target(taught.taps[method.needs.teacher[0]]))
+    torch.testing.assert_close(logits, taught.logits)
+
+
+def test_simkd_deploys_student_projector_and_the_teachers_head() -> None:
+    method, student, teacher = make("simkd", RESNET, VGG)
+    deployed = method.deployed(student).eval()
+    images = torch.randn(3, 3, 16, 16)
+    before = deployed(images).logits
+    assert before.shape == (3, 5)
+    with torch.no_grad():
+        student.head.weight.add_(1)  # its own classifier plays no part
+    assert torch.equal(deployed(images).logits, before)
+    kept = {name for name, parameter in deployed.named_parameters() if not parameter.requires_grad}
+    assert kept == {"reuse.head.weight", "reuse.head.bias"}
+    assert teacher.head.weight.requires_grad, "the method's head is a copy"
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "why"),
+    [
+        ("fitnet", {"hint_layer": 4}, "hint_layer is 4; the student has 0"),
+        ("simkd", {"factor": 600}, "more than the 512 channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name: str, hyper: dict[str, int], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        make(name, RESNET, VGG, **hyper)
