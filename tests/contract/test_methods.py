@@ -36,6 +36,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sp": [{}, {"stages": "all"}],
     "vid": [{}, {"variance": "constant"}],
     "simkd": [{}, {"factor": 4}],
+    "ofd": [{}, {"kernel_size": 3}],
+    "reviewkd": [{}, {"student_preactivation": True}, {"pooled": False, "max_mid_channels": 8}],
 }
 CASES = [(name, hyper) for name in methods.names() for hyper in SETTINGS.get(name, [{}])]
 IDS = [f"{name}-{'-'.join(map(str, hyper.values()))}" for name, hyper in CASES]

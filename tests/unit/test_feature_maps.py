@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
+from torch import nn
 
 from fastkd import methods, models
-from fastkd.method import Setting
-from fastkd.outputs import TapShape
+from fastkd.method import POOLED, Setting
+from fastkd.methods.ofd import margins
+from fastkd.outputs import Clock, TapShape
 from fastkd.toolbox.adapters import BatchNorm, ConvAdapter
 from fastkd.toolbox.spatial import Pair, from_the_deep_end, same_size, stage_pairs, stages
 from loaders.contract import DataSpec
@@ -45,19 +47,22 @@ def test_the_longer_list_loses_its_shallow_end() -> None:
     assert [pair.stage for pair in pairs] == ["stage2", "stage3", "stage4"]
 
 
-@pytest.mark.parametrize("name", ["at", "vid", "sp"])
+@pytest.mark.parametrize("name", ["at", "vid", "sp", "ofd", "reviewkd"])
 @pytest.mark.parametrize("nets", [(VGG, RESNET), (RESNET, VGG)], ids="-".join)
 def test_nets_of_other_depths_are_paired_from_the_deep_end(name: str, nets: tuple[str, str]) -> None:
     hyper = {"stages": "all"} if name == "sp" else {}
     method, student, teacher = make(name, *nets, **hyper)
     count = {VGG: 4, RESNET: 3}
     for needs, net in zip((method.needs.student, method.needs.teacher), nets, strict=True):
-        assert needs == tuple(f"stage{k}" for k in range(count[net] - 2, count[net] + 1))
+        maps = [tap.partition(".")[0] for tap in needs if tap != POOLED]
+        assert maps == [f"stage{k}" for k in range(count[net] - 2, count[net] + 1)]
     images = torch.randn(2, 3, 16, 16)
+    taught = teacher(images, [tap for tap in method.needs.teacher if tap != POOLED])
     terms = method.terms(
-        student(images, method.needs.student), teacher(images, method.needs.teacher), None, None
+        student(images, method.needs.student), taught, None, Clock.start(torch.device("cpu"))
     )
-    assert set(terms) == {f"{name}_{stage}" for stage in method.needs.student}
+    wanted = {f"{name}_{tap.partition('.')[0]}" for tap in method.needs.student}
+    assert set(terms) - {"reviewkd_pooled"} == wanted
 
 
 def test_the_larger_map_is_averaged_down() -> None:
@@ -123,3 +128,29 @@ def test_simkd_deploys_student_projector_and_the_teachers_head() -> None:
 def test_what_does_not_fit_is_refused(name: str, hyper: dict[str, int], why: str) -> None:
     with pytest.raises(UserError, match=why):
         make(name, RESNET, VGG, **hyper)
+
+
+def test_a_margin_is_what_a_channel_is_when_negative() -> None:
+    norm = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, -0.5, 1.0, 0.0]))
+        norm.bias.copy_(torch.tensor([0.3, -1.0, 5.0, -0.7]))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1_000_000, generator=generator)
+    for channel in (0, 1):
+        values = drawn * norm.weight[channel] + norm.bias[channel]
+        assert margins(norm)[channel] == pytest.approx(values[values < 0].mean().item(), rel=1e-2)
+    assert margins(norm)[2] == -3, "almost never negative: three deviations below zero"
+    assert margins(norm)[3] == pytest.approx(-0.7), "a channel without deviation is its mean"
+
+
+def test_reviewkd_warms_up_by_the_epoch() -> None:
+    method, student, teacher = make("reviewkd", RESNET, VGG, warmup_epochs=4)
+    images, clock = torch.randn(2, 3, 16, 16), Clock.start(torch.device("cpu"))
+    taught = teacher(images, [tap for tap in method.needs.teacher if tap != POOLED])
+    seen = []
+    for epoch in (1, 3, 4, 9):
+        clock.epoch.fill_(epoch)
+        terms = method.terms(student(images, method.needs.student), taught, None, clock)
+        seen.append(terms["reviewkd_pooled"].item())
+    assert seen == pytest.approx([seen[2] / 4, seen[2] * 3 / 4, seen[2], seen[2]], rel=1e-5)
