@@ -20,6 +20,8 @@ ALIASES: dict[str, str] = {
     "hint": "fitnet",
     "attention": "at",
     "similarity": "sp",
+    "factor": "ft",
+    "abound": "ab",
 }
 
 

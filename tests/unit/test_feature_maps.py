@@ -47,7 +47,7 @@ def test_the_longer_list_loses_its_shallow_end() -> None:
     assert [pair.stage for pair in pairs] == ["stage2", "stage3", "stage4"]
 
 
-@pytest.mark.parametrize("name", ["at", "vid", "sp", "ofd", "reviewkd"])
+@pytest.mark.parametrize("name", ["at", "vid", "sp", "nst", "ofd", "reviewkd"])
 @pytest.mark.parametrize("nets", [(VGG, RESNET), (RESNET, VGG)], ids="-".join)
 def test_nets_of_other_depths_are_paired_from_the_deep_end(name: str, nets: tuple[str, str]) -> None:
     hyper = {"stages": "all"} if name == "sp" else {}
