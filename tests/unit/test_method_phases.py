@@ -10,7 +10,6 @@ import torch
 
 from fastkd import methods, models
 from fastkd.method import Setting
-from fastkd.methods.nst import mean_kernel
 from fastkd.outputs import Clock
 from loaders.contract import DataSpec
 from loaders.errors import UserError
@@ -85,15 +84,3 @@ def test_ab_pairs_from_the_deep_end_and_halves_the_weight_of_each_shallower_stag
         "every entry is the margin, 1, short of its side"
     )
     assert (one * 4).item() == (two * 2).item() == three.item()
-
-
-@pytest.mark.parametrize(("channels", "positions"), [((5, 7), 3), ((2, 3), 16)], ids=["deep", "shallow"])
-def test_nst_equals_the_kernel_written_out(channels: tuple[int, int], positions: int) -> None:
-    a, b = (torch.randn(2, width, positions, dtype=torch.float64) for width in channels)
-    sums = [
-        (a[n, c] * b[n, d]).sum() ** 2
-        for n in range(2)
-        for c in range(channels[0])
-        for d in range(channels[1])
-    ]
-    torch.testing.assert_close(mean_kernel(a, b), torch.stack(sums).mean())
