@@ -40,9 +40,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "fsp": [{}, {"phase": 0}],
     "ft": [{}, {"norm": 2}, {"phase": 0}],
     "ab": [{}, {"phase": 0}],
+    "askd": [
+        {}, {"region_weight": 0.0}, {"class_weight": 0.0}, {"grid": 1}, {"kd_weight": 1.0},
+        {"layers": (0, 1, 2, -1), "small_maps": "inherit"},
+    ],
     "kdsvd": [{}, {"layout": "channels"}, {"k": 2}],
     "reviewkd": [{}, {"student_preactivation": True}, {"pooled": False, "max_mid_channels": 8}],
-}
+}  # fmt: skip
 CASES = [(name, hyper) for name in methods.names() for hyper in SETTINGS.get(name, [{}])]
 # what a captured step cannot hold; the docstring says why
 WAITS_FOR_THE_DEVICE = {"kdsvd"}

@@ -7,21 +7,23 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastkd import methods, models
 from fastkd.method import Setting
+from fastkd.methods.askd import regions, structure_distance
 from fastkd.methods.kdsvd import RightVectors
 from fastkd.methods.nst import mean_kernel
 from loaders.contract import DataSpec
 from loaders.errors import UserError
 
 
-def kdsvd(teacher: str, **hyper: Any) -> Any:
+def make(name: str, teacher: str, **hyper: Any) -> Any:
     nets = models.build("resnet8", 5, 16), models.build(teacher, 5, 16)
     spec = cast(DataSpec, SimpleNamespace(num_classes=5))
     setting = Setting(student=nets[0], teacher=nets[1], data=spec, batch_size=4, gather=lambda rows: rows)
-    cls = methods.load("kdsvd")
+    cls = methods.load(name)
     return cls(cls.Config(**hyper), setting)
 
 
@@ -52,7 +54,7 @@ def test_the_gradient_of_singular_vectors(rows: int, columns: int, k: int) -> No
 
 
 def test_the_signs_a_library_picks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = kdsvd("wrn_16_1", k=2)
+    method = make("kdsvd", "wrn_16_1", k=2)
     sizes = {"stage1": (16, 16), "stage2": (32, 8), "stage3": (64, 4)}
     nets: list[Any] = [
         SimpleNamespace(taps={tap: torch.randn(3, width, side, side) for tap, (width, side) in sizes.items()})
@@ -80,4 +82,45 @@ def test_the_signs_a_library_picks_change_nothing(monkeypatch: pytest.MonkeyPatc
 )
 def test_kdsvd_refuses_matrices_of_other_columns(teacher: str, layout: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        kdsvd(teacher, layout=layout)
+        make("kdsvd", teacher, layout=layout)
+
+
+def written_out(x: Tensor) -> Tensor:
+    """Every ordered pair, with the floor and the mean of what is positive as published."""
+    apart = (x[..., :, None] - x[..., None, :]).square().clamp_min(1e-12).sqrt()
+    apart = apart * (1 - torch.eye(x.shape[-1], dtype=x.dtype))
+    return apart / apart[apart > 0].mean()
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 4)], ids=["classes", "regions"])
+def test_askd_equals_the_structure_written_out(shape: tuple[int, ...]) -> None:
+    s = torch.randn(shape, dtype=torch.float64)
+    s[..., 1] = s[..., 0]  # a tie: a distance of 1e-6, without gradient
+    both = [s.clone().requires_grad_() for _ in range(2)]
+    t = torch.randn(shape, dtype=torch.float64)
+    ours = structure_distance(both[0], t)
+    plain = F.smooth_l1_loss(written_out(both[1]), written_out(t))
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(loss, x)[0] for loss, x in ((ours, both[0]), (plain, both[1]))]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sides", "grid", "cells"), [((8, 4), 2, 2), ((7, 7), 2, 2), ((6, 6), 4, 6), ((6, 8), 4, 4)]
+)
+def test_askd_regions_agree_in_number(sides: tuple[int, int], grid: int, cells: int) -> None:
+    """Windows of side // grid, as published, while they give both nets the same grid."""
+    maps = [torch.randn(2, 3, side, side) for side in sides]
+    s, t = regions(maps[0], maps[1], grid)
+    assert s.shape == t.shape == (2, 3, cells**2)
+
+
+def test_askd_shrinks_the_grid_for_a_small_map() -> None:
+    assert make("askd", "wrn_16_1", layers=(1, 3, 1), grid=8).grids == [8, 4, 8]
+    assert make("askd", "wrn_16_1", layers=(1, 3, 1), grid=8, small_maps="inherit").grids == [8, 4, 4]
+
+
+@pytest.mark.parametrize("layer", [4, -5])
+def test_askd_refuses_layers_that_a_net_lacks(layer: int) -> None:
+    with pytest.raises(UserError, match=r"layers has .*; the student has 0 \(its stem\) to 3"):
+        make("askd", "vgg8", layers=(layer,))

@@ -26,9 +26,7 @@ def case(v: Vector, layout: str) -> Case:
     for stage, tap in enumerate(made.student.taps):
         s_BCHW, t_BCHW = made.student.outputs.taps[tap], made.teacher.outputs.taps[tap]
         found = [x.detach() for x in method.vectors(s_BCHW, t_BCHW, tap)]
-        offered: Tensor = RightVectors.apply(
-            method.matrix(s_BCHW.detach()), found[0].shape[2] + STUDENT_EXTRA
-        )  # type: ignore[no-untyped-call]  # torch's
+        offered = RightVectors.apply(method.matrix(s_BCHW.detach()), found[0].shape[2] + STUDENT_EXTRA)
         outputs |= {
             f"{name}_{stage}": lambda _terms, x=x: x  # type: ignore[misc]
             for name, x in (
