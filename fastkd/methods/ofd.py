@@ -20,10 +20,11 @@ from loaders.errors import UserError
 def margins(norm: nn.BatchNorm2d) -> Tensor:
     """C: what a channel is when it is negative, on average, if it is normal as its batch norm says.
 
-    E[x | x < 0] for x of mean b and deviation |w|; -3 |w| where less than one value in a thousand is negative.
+    E[x | x < 0] for x of mean b and deviation |w|; -3 |w| where less than one value in a thousand is negative. A
+    channel with w = 0 is b, or 0 where that is not negative.
     """
     mean_C = norm.bias.detach().double()
-    std_C = norm.weight.detach().double().abs().clamp_min(1e-12)  # a channel switched off is a constant
+    std_C = norm.weight.detach().double().abs()
     below_C = torch.special.ndtr(-mean_C / std_C)
     density_C = torch.exp(-((mean_C / std_C) ** 2) / 2) / math.sqrt(2 * math.pi)
     expected_C = mean_C - std_C * density_C / below_C.clamp_min(1e-3)

@@ -141,6 +141,10 @@ def test_needs_are_exact(name: str, hyper: dict[str, Any]) -> None:
     assert all(torch.isfinite(term) for term in terms.values())
     assert seen == set(method.needs.student)
     assert seen_t == set(method.needs.teacher) - {LOGITS, POOLED}
+    for field in {LOGITS, POOLED} & {*method.needs.teacher}:  # and what is declared is read
+        poisoned = full._replace(**{field: torch.full_like(getattr(full, field), float("nan"))})
+        terms = method.terms(student, poisoned, samples, Clock.start(CPU))
+        assert not all(torch.isfinite(term) for term in terms.values()), f"the teacher's {field} is not read"
 
 
 @pytest.mark.parametrize(("name", "hyper"), CASES, ids=IDS)

@@ -118,6 +118,30 @@ def test_simkd_deploys_student_projector_and_the_teachers_head() -> None:
     assert teacher.head.weight.requires_grad, "the method's head is a copy"
 
 
+def test_srrl_keeps_a_frozen_copy_of_the_teachers_head() -> None:
+    method, _, teacher = make("srrl", RESNET, VGG)
+    assert not any(parameter.requires_grad for parameter in method.head.parameters())
+    assert teacher.head.weight.requires_grad
+    assert torch.equal(method.head.weight, teacher.head.weight)
+
+
+@pytest.mark.parametrize("name", ["at", "sp", "nst"])
+def test_a_dead_sample_gets_no_huge_gradient(name: str) -> None:
+    """It has no direction to learn; a plain normalisation divides its gradient by 1e-12."""
+    method, student, _ = make(name, RESNET, RESNET)
+    sizes = {tap: student.taps[tap] for tap in method.needs.student}
+    maps = {tap: torch.rand(3, *size) for tap, size in sizes.items()}
+    for x in maps.values():
+        x[0] = 0
+        x.requires_grad_()
+    taught = {tap: torch.rand(3, *size) for tap, size in sizes.items()}
+    terms = method.terms(SimpleNamespace(taps=maps), SimpleNamespace(taps=taught), None, None)
+    torch.stack([*terms.values()]).sum().backward()
+    for x in maps.values():
+        assert x.grad is not None
+        assert x.grad.abs().max() < 1
+
+
 @pytest.mark.parametrize(
     ("name", "hyper", "why"),
     [
@@ -131,10 +155,10 @@ def test_what_does_not_fit_is_refused(name: str, hyper: dict[str, int], why: str
 
 
 def test_a_margin_is_what_a_channel_is_when_negative() -> None:
-    norm = nn.BatchNorm2d(4)
+    norm = nn.BatchNorm2d(5)
     with torch.no_grad():
-        norm.weight.copy_(torch.tensor([2.0, -0.5, 1.0, 0.0]))
-        norm.bias.copy_(torch.tensor([0.3, -1.0, 5.0, -0.7]))
+        norm.weight.copy_(torch.tensor([2.0, -0.5, 1.0, 0.0, 0.0]))
+        norm.bias.copy_(torch.tensor([0.3, -1.0, 5.0, -0.7, 0.0]))
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(1_000_000, generator=generator)
     for channel in (0, 1):
@@ -142,6 +166,7 @@ def test_a_margin_is_what_a_channel_is_when_negative() -> None:
         assert margins(norm)[channel] == pytest.approx(values[values < 0].mean().item(), rel=1e-2)
     assert margins(norm)[2] == -3, "almost never negative: three deviations below zero"
     assert margins(norm)[3] == pytest.approx(-0.7), "a channel without deviation is its mean"
+    assert margins(norm)[4] == pytest.approx(0.0, abs=1e-9), "also where the mean is 0"
 
 
 def test_reviewkd_warms_up_by_the_epoch() -> None:

@@ -40,6 +40,9 @@ def test_ft_fixes_what_its_phase_trains() -> None:
     (phase,) = method.phases()
     assert phase.lr == 0.02
     assert phase.objective.paraphraser is method.paraphraser
+    maps: Any = SimpleNamespace(taps={tap: torch.randn(2, 64, 4, 4) for tap in method.needs.student})
+    method.terms(maps, maps, None, None)["ft"].backward()
+    assert all(parameter.grad is None for parameter in method.paraphraser.parameters())
     fixed = make("ft")
     assert not any(parameter.requires_grad for parameter in fixed.paraphraser.parameters())
     assert {name for name in fixed.state_dict() if name.startswith("paraphraser.encoder.0")}, "and saves it"
