@@ -18,6 +18,11 @@ DEFAULT = "kd"
 ALIASES: dict[str, str] = {
     "none": PLAIN,
     "correlation": "cc",
+    "hint": "fitnet",
+    "attention": "at",
+    "similarity": "sp",
+    "factor": "ft",
+    "abound": "ab",
 }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from tests.parity.case import Case, Vector, batch, build, leaf, said
 def case(v: Vector) -> Case:
     feat_s = leaf(v["in/feats_s_0"])
     student, teacher = said(pooled=feat_s), said(pooled=v["in/feats_t_0"])
-    hyper = {name: float(v.number(f"hp/{name}")) for name in ("lambda_corr", "lambda_mutual", "alpha_it")}
+    hyper: dict[str, Any] = {
+        name: float(v.number(f"hp/{name}")) for name in ("lambda_corr", "lambda_mutual", "alpha_it")
+    }
     method = build("itrd", student, teacher, batch(1).targets, 2, task_weight=0.0, weight=1.0, **hyper)
     method = method.to(v.dtype)
     weights = {}
