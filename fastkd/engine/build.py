@@ -123,6 +123,9 @@ def build(
         )
     torch.manual_seed(config.seed)
     _, teacher, distiller = networks(config, own, weights, train.spec, precision)
+    if (views := distiller.method.needs.views) > 1:  # known only now; no batch has been read yet
+        plan = dataclasses.replace(train.plan, views=views)
+        train = loaders.build(config.data.loader, train.split, train.view, plan)
     layout = torch.channels_last if config.run.channels_last else torch.contiguous_format
     distiller.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this form
     if isinstance(teacher, LiveTeacher):

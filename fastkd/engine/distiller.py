@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,21 +44,36 @@ class Distiller(nn.Module):
         self.trains_all = bool(config.task_weight or self.adds_kl or method.weighed_by == "kd_weight")
 
     def forward(self, batch: Batch, taught: Outputs, clock: Clock) -> tuple[Terms, Tensor]:
-        """Terms by name, unweighted, with their weighted sum as "loss" first; and the student's logits."""
-        config = self.method.config
+        """Terms by name, unweighted, with their weighted sum as "loss" first; and the student's logits of the pictures,
+        of two views of them the weak ones. The task's loss and the KL are the sums of the views' means."""
+        config, views = self.method.config, self.method.needs.views
+        assert len(batch.images) == views * len(batch.targets), "the loader gives another number of views"
+        taps = self.method.needs.student if self.own_weight else ()
+        # a view at a time: batch norm sees pictures of one kind, as in the references
         with self.precision():
-            student = self.student(batch.images, self.method.needs.student if self.own_weight else ())
+            seen: list[Outputs] = [self.student(images, taps) for images in batch.images.chunk(views)]
+        student = seen[0] if views == 1 else _joined(seen)
         weighted: list[Tensor] = []
         terms: Terms = {}
         if config.task_weight:
-            terms["task"] = F.cross_entropy(student.logits, batch.targets)
+            terms["task"] = _sum(F.cross_entropy(each.logits, batch.targets) for each in seen)
             weighted.append(terms["task"] * config.task_weight)
         if self.adds_kl:
-            terms["kl"] = soft_label_kl(student.logits, taught.logits, config.kd_temperature)
+            pairs = zip(seen, taught.logits.chunk(views), strict=True)
+            terms["kl"] = _sum(soft_label_kl(s.logits, t_BK, config.kd_temperature) for s, t_BK in pairs)
             weighted.append(terms["kl"] * config.kd_weight)
         if self.own_weight:
             own = self.method.terms(student, taught, batch, clock)
             terms |= own
             weighted += [term * self.own_weight for term in own.values()]
         # detached: DDP takes what it finds behind an output for something that gets a gradient
-        return {"loss": torch.stack(weighted).sum()} | terms, student.logits.detach()
+        return {"loss": torch.stack(weighted).sum()} | terms, seen[0].logits.detach()
+
+
+def _joined(seen: list[Outputs]) -> Outputs:
+    taps = {name: torch.cat([each.taps[name] for each in seen]) for name in seen[0].taps}
+    return Outputs(torch.cat([each.logits for each in seen]), torch.cat([each.pooled for each in seen]), taps)
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, losses)
