@@ -28,7 +28,7 @@ def count(number: float) -> str:
 
 
 def percent(number: float | None) -> str:
-    """A dash where nobody counts: the student itself may not be what answers."""
+    """A dash where nothing was counted."""
     return "    -" if number is None or math.isnan(number) else f"{number:5.2f}"
 
 

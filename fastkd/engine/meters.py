@@ -22,7 +22,7 @@ class Meters:
         self.samples = 0
 
     def add(self, terms: Terms, logits: Tensor, targets: Tensor, clock: Clock) -> None:
-        # no logits: of a phase that does not ask the student, or when another net answers than the student
+        # a phase that does not ask the student has no logits
         hits = (logits.detach().argmax(1) == targets).sum() if len(logits) else targets.new_zeros(())
         values = torch.stack([*(term.detach() for term in terms.values()), hits])
         if not self.names:

@@ -23,8 +23,6 @@ class Step:
         self.module: nn.Module = run.distiller
         if self.apart is None:
             self.module = parallel.synchronised(run.distiller, run.device, run.distiller.trains_all)
-        student = run.distiller.student
-        self.student_answers = run.distiller.method.deployed(student) is student
         scales = run.precision.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=scales)
 
@@ -39,7 +37,7 @@ class Step:
             self.scaler.step(run.optimizer)
             self.scaler.update()
         run.optimizer.zero_grad(set_to_none=True)
-        self.meters.add(terms, logits if self.student_answers else logits[:0], batch.targets, self.clock)
+        self.meters.add(terms, logits, batch.targets, self.clock)
         self.clock.step.add_(1)
 
     def _apart(self, optimizer: DOT, terms: Terms) -> None:

@@ -26,9 +26,7 @@ def test_what_was_scored_is_what_a_file_gives(
 ) -> None:
     said = train("student", *WORDS, "--epochs", "3", "--out", "run")
     assert said.code == 0, said
-    assert "acc     -" in said.out  # nobody asks the student's own classifier
     found = rows(Path("run"))
-    assert all("train_top1" not in row for row in found)
     best = max(found, key=lambda row: row["test_top1"])
     given = scores(capfd, "run")
     for name, row in (("last.pt", found[-1]), ("best.pt", best)):
