@@ -19,9 +19,10 @@ from benchmarks.shared.measure import arguments, finish, ratio, seconds, take_tu
 from fastkd import recipes
 from fastkd.engine import build
 from fastkd.engine.console import Console
-from fastkd.engine.loop import Signals, Training
+from fastkd.engine.loop import Position, Training
 from fastkd.engine.parallel import Ranks
 from fastkd.engine.record import Recorder
+from fastkd.engine.signals import Signals
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     bare = make()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, Signals() as signals:
         sys.stderr = nowhere  # the bar is drawn, and nobody has to see it
-        training = Training(make(), Recorder(Path(folder), console, 0, writes=False))
+        training = Training(make(), Recorder(Path(folder), console, 0, writes=False), Position())
 
         def ours() -> float:
             training.at.epoch, training.at.batch, training.at.epoch_seconds, training.at.wait_seconds = (

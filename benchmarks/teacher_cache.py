@@ -22,9 +22,9 @@ from fastkd import models, recipes
 from fastkd.engine import build, filling, machine, teachers
 from fastkd.engine.console import Console
 from fastkd.engine.distiller import Precision
-from fastkd.engine.loop import Step
 from fastkd.engine.meters import Meters
 from fastkd.engine.parallel import Ranks
+from fastkd.engine.step import Step
 from fastkd.method import LOGITS, POOLED
 from fastkd.outputs import Clock
 from fastkd.teacher.cache import ALWAYS, Store

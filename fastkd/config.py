@@ -45,10 +45,11 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    optimizer: Literal["sgd", "adamw", "apex-sgd", "apex-lamb"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "dot", "apex-sgd", "apex-lamb"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    dot_delta: float = 0.075  # dot only: distillation's momentum is larger by this, the task's smaller
     schedule: Literal["step", "cosine"] = "step"
     decay_epochs: tuple[int, ...] = (150, 180, 210)  # the rate falls after these epochs, counted from 1
     decay_rate: float = 0.1
@@ -96,7 +97,9 @@ class RunConfig:
         _at_least("data", data, 1, "batch_size", "test_batch_size", "train_size", "test_size")
         _at_least("data", data, 8, "image_size")  # the views shift by 4, and no net takes less
         _at_least("data", data, 0, "num_workers", "cache_views")
-        _at_least("optim", optim, 0, "lr", "weight_decay", "momentum", "warmup_epochs", "decay_rate")
+        _at_least(
+            "optim", optim, 0, "lr", "weight_decay", "momentum", "warmup_epochs", "decay_rate", "dot_delta"
+        )
         _at_least("optim", optim, 1, "epochs")
         _at_least("run", run, 0, "seed", "trial", "threads", "save_freq")
         _at_least("run", run, 1, "print_freq")

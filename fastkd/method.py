@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -27,6 +27,9 @@ class Needs:
     student: tuple[str, ...] = ()  # taps of the student beyond logits and pooled
     teacher: tuple[str, ...] = ()  # "logits", "pooled" and taps of the teacher; () = no teacher at all
     indices: bool = False  # reads batch.indices
+    views: int = (
+        1  # 2: outputs hold the rows of a weak, then of a strong view of the batch; batch.targets holds B
+    )
     negatives: int = 0  # contrastive negatives drawn on the device for each sample
     live_teacher: bool = False  # feeds the teacher other tensors than the images: cannot be cached
     graph_safe: bool = True  # no host sync, no shape that depends on data
@@ -61,6 +64,19 @@ class Setting:
     gather: Callable[[Tensor], Tensor]  # rows of every rank, in rank order; identity when alone
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training with an objective of its own, before the main one."""
+
+    objective: (
+        Method  # its terms, weighed by its own Config. It may share modules with the method; they are trained
+    )
+    # in the phase and fixed after it
+    epochs: int
+    lr: float | None = None  # None: the run's
+    trains_student: bool = True  # false: only what the objective itself holds
+
+
 class Method(nn.Module, ABC):
     """Concrete methods are final, one a file, named METHOD there.
 
@@ -71,6 +87,8 @@ class Method(nn.Module, ABC):
     # The config field that weighs `terms`. A method whose one term is the soft-label KL itself says "kd_weight".
     weighed_by: ClassVar[str] = "weight"
     needs: Needs = Needs()
+    # What the deployed net says of the batch, where that is not the student: left here by `terms`, for the accuracy.
+    answered: Tensor | None = None
 
     def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
@@ -79,6 +97,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:
         """The method's own losses, unweighted scalars by name."""
+
+    def phases(self) -> Sequence[Phase]:
+        """What is trained before the method itself."""
+        return ()
 
     def deployed(self, student: nn.Module) -> nn.Module:
         """The network that is evaluated, saved and exported."""

@@ -49,6 +49,10 @@ class Network(Protocol):
     @property
     def head(self) -> nn.Linear: ...
 
+    def norm_of(self, tap: str) -> nn.BatchNorm2d:
+        """The batch norm whose output, but for a shortcut, is the tap "stageK.pre"."""
+        ...
+
     def __call__(self, images: Tensor, taps: Sequence[str] = ()) -> Outputs: ...
 
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:

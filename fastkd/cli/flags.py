@@ -90,8 +90,20 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("--lr-decay-rate", "optim.decay_rate", "by this factor", "X"),
         Flag("--schedule", "optim.schedule", "step or cosine", "NAME"),
         Flag("--warmup-epochs", "optim.warmup_epochs", "linear rise of the rate", "X"),
-        Flag("--optimizer", "optim.optimizer", "sgd or adamw", "NAME"),
+        Flag(
+            "--optimizer",
+            "optim.optimizer",
+            "sgd, adamw, or dot (momenta of their own for task and distillation)",
+            "NAME",
+        ),
         Flag("--momentum", "optim.momentum", "", "M"),
+        Flag(
+            "--dot-delta",
+            "optim.dot_delta",
+            "dot: how far its two momenta are from --momentum",
+            "D",
+            STUDENT,
+        ),
         Flag("--weight-decay", "optim.weight_decay", "", "W"),
     ),
     "machine": (

@@ -10,9 +10,9 @@ import torch
 
 from fastkd.engine import build, machine, teachers
 from fastkd.engine.console import Console
-from fastkd.engine.loop import Step
 from fastkd.engine.meters import Meters
 from fastkd.engine.parallel import Ranks
+from fastkd.engine.step import Step
 from fastkd.outputs import Clock
 from fastkd.recipes import Request
 from loaders.contract import Batch, Loader

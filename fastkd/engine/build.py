@@ -29,7 +29,7 @@ from loaders.views import Recorded
 
 # Options whose part has not landed: (key, the values that ask nothing of it).
 LATER = (("data.dali", ("none",)), ("run.graph", ("auto", "off")), ("run.compile", ("off",)),
-         ("optim.optimizer", ("sgd", "adamw")))  # fmt: skip
+         ("optim.optimizer", ("sgd", "adamw", "dot")))  # fmt: skip
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Run:
     console: Console
     train: Loader
     test: Loader
+    source: LiveTeacher | None  # the teacher's net, where the method or one of its phases asks it
     teacher: Teacher
     checked: Teacher | None  # the same on the test set, where a run has a teacher
     distiller: Distiller
@@ -122,21 +123,43 @@ def build(
             f"data.batch_size is {config.data.batch_size}, more than the {train.spec.num_samples} training pictures"
         )
     torch.manual_seed(config.seed)
-    _, teacher, distiller = networks(config, own, weights, train.spec, precision)
-    layout = torch.channels_last if config.run.channels_last else torch.contiguous_format
-    distiller.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this form
-    if isinstance(teacher, LiveTeacher):
-        teacher.net.to(device, memory_format=layout)  # type: ignore[call-overload]  # likewise
+    _, source, distiller = networks(config, own, weights, train.spec, precision)
+    if (views := distiller.method.needs.views) > 1:  # known only now; no batch has been read yet
+        plan = dataclasses.replace(train.plan, views=views)
+        train = loaders.build(config.data.loader, train.split, train.view, plan)
+    distiller.to(device, memory_format=layout(config))  # type: ignore[call-overload]  # torch's stubs lack this form
+    if source:
+        source.net.to(device, memory_format=layout(config))  # type: ignore[call-overload]  # likewise
+    teacher: Teacher = source if source and distiller.teacher_needs else NoTeacher()
+    teacher.counts = source.counts if source else teacher.counts
+    _check_optimizer(config, distiller, precision)
     # ranks draw the same weights; from here on a rank's draws are its own
     torch.manual_seed(config.seed + 1_000_003 * (1 + ranks.rank))
     lr = optim.LearningRate(config.optim, len(train), device)
     optimizer = optim.optimizer(config.optim, distiller, lr.value)
-    checked = teacher if isinstance(teacher, LiveTeacher) else None
-    run = Run(config, device, precision, ranks, console, train, test, teacher, checked, distiller, optimizer, lr,
+    run = Run(config, device, precision, ranks, console, train, test, source, teacher, source, distiller, optimizer, lr,
               weights.sha256() if weights else "", warnings)  # fmt: skip
     if config.run.teacher_cache != "off":
         _look_up(run, weights)
     return run
+
+
+def layout(config: RunConfig) -> torch.memory_format:
+    return torch.channels_last if config.run.channels_last else torch.contiguous_format
+
+
+def _check_optimizer(config: RunConfig, distiller: Distiller, precision: Precision) -> None:
+    if config.optim.optimizer != "dot":
+        return
+    if not (distiller.method.config.task_weight and distiller.teacher_needs):
+        raise UserError(
+            f"--optimizer dot keeps the gradients of task and distillation apart, and {config.method['name']} with these "
+            "weights has only one of them; use sgd"
+        )
+    if precision.dtype == torch.float16:
+        raise UserError(
+            "--optimizer dot does not work with the scaled gradients of float16; use --amp bf16 or off"
+        )
 
 
 def _look_up(run: Run, weights: teachers.Weights | None) -> None:
@@ -165,8 +188,8 @@ def _look_up(run: Run, weights: teachers.Weights | None) -> None:
 def networks(
     config: RunConfig, own: MethodConfig, weights: teachers.Weights | None, data: DataSpec, precision: Precision,
     stand_in: StagedNet | None = None,
-) -> tuple[StagedNet, Teacher, Distiller]:  # fmt: skip
-    """The student, the source of the teacher's answers, and all that is trained. `stand_in`: for a dry run."""
+) -> tuple[StagedNet, LiveTeacher | None, Distiller]:  # fmt: skip
+    """The student, the teacher if anything asks it, and all that is trained. `stand_in`: for a dry run."""
     student = models.build(config.student.model, data.num_classes, config.data.image_size)
     net = teachers.load(config, weights, data.num_classes) if weights else stand_in
     setting = Setting(
@@ -178,9 +201,9 @@ def networks(
     )
     method: Method = methods.load(config.method["name"])(own, setting)
     distiller = Distiller(student, method, precision)
-    if net and distiller.teacher_needs:
-        return student, LiveTeacher(net, distiller.teacher_needs, precision), distiller
-    return student, NoTeacher(), distiller
+    asked = distiller.teacher_needs or any(phase.objective.needs.teacher for phase in method.phases())
+    source = LiveTeacher(net, distiller.teacher_needs, precision) if net and asked else None
+    return student, source, distiller
 
 
 def open_loaders(

@@ -18,6 +18,8 @@ from fastkd.engine.evaluate import Score, evaluate
 from fastkd.engine.meters import Meters
 from fastkd.engine.record import Recorder
 from fastkd.engine.rundir import LAST
+from fastkd.engine.signals import Signals
+from fastkd.engine.step import Step
 from fastkd.outputs import Clock
 from loaders.contract import Batch
 from loaders.errors import UserError
@@ -45,59 +47,23 @@ def check_fits(state: Mapping[str, Any], run: Run, out: Path) -> None:
         )
 
 
-class Step:
-    """One optimizer step, free of host syncs."""
-
-    def __init__(self, run: Run, clock: Clock, meters: Meters) -> None:
-        self.run, self.clock, self.meters = run, clock, meters
-        self.module = parallel.synchronised(run.distiller, run.device, run.distiller.trains_all)
-        scales = run.precision.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(run.device.type, enabled=scales)
-
-    def __call__(self, batch: Batch) -> None:
-        run = self.run
-        run.lr.update(self.clock)
-        terms, logits = self.module(batch, run.teacher(batch), self.clock)
-        self.scaler.scale(terms["loss"]).backward()
-        self.scaler.step(run.optimizer)
-        self.scaler.update()
-        run.optimizer.zero_grad(set_to_none=True)
-        self.meters.add(terms, logits, batch.targets, self.clock)
-        self.clock.step.add_(1)
-
-
-class Signals:
-    """SIGTERM and SIGINT become a flag that the loop reads between two steps."""
-
-    def __init__(self) -> None:
-        self.caught: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.caught = signal.Signals(number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 class Position:
     """Where a run stands; what its checkpoints hold besides tensors."""
 
     def __init__(self) -> None:
-        self.epoch = 1  # the epoch under way
+        self.stage = 0  # the method's phases, then the run itself
+        self.epoch = 1  # of this stage, the one under way
         self.batch = 0  # its next batch
         self.seconds = 0.0  # of training and testing, over all sittings
         self.epoch_seconds = 0.0  # of the epoch under way
         self.wait_seconds = 0.0
         self.taught: dict[str, int] = {}  # of the teacher's pictures, over all ranks: forwards, hits, misses
         self.teacher_top1: float | None = None
-        self.history: list[dict[str, Any]] = []
+        self.phases: list[dict[str, Any]] = []  # a row an epoch
+        self.history: list[dict[str, Any]] = []  # likewise, of the run itself
+
+    def begin_stage(self, number: int) -> None:
+        self.stage, self.epoch, self.batch = number, 1, 0
 
     @property
     def best(self) -> float:
@@ -105,11 +71,13 @@ class Position:
 
 
 class Training:
-    def __init__(self, run: Run, recorder: Recorder) -> None:
-        self.run, self.recorder = run, recorder
+    """`final`: false for a phase, after whose epochs there is nothing to evaluate yet."""
+
+    def __init__(self, run: Run, recorder: Recorder, at: Position, final: bool = True) -> None:
+        self.run, self.recorder, self.final = run, recorder, final
         self.clock = Clock.start(run.device)
         self.meters = Meters(run.device)
-        self.at = Position()
+        self.at = at
         self.step = Step(run, self.clock, self.meters)
         self.deployed = run.distiller.method.deployed(run.distiller.student)
 
@@ -119,9 +87,12 @@ class Training:
             while self.at.epoch <= epochs:
                 self.train_epoch(signals)
                 self.run.teacher.keep()  # before the ranks meet: in the next epoch each finds what all have learned
-                parallel.average_buffers(self.run.distiller.student)
-                self._finish_epoch(evaluate(self.deployed, self.run.test, self.run.precision))
-        return self.recorder.finish(self.summary())
+                parallel.average_buffers(self.run.distiller)
+                if self.final:
+                    self._finish_epoch(evaluate(self.deployed, self.run.test, self.run.precision))
+                else:
+                    self._finish_epoch_of_phase()
+        return self.recorder.finish(self.summary()) if self.final else {}
 
     def train_epoch(self, signals: Signals) -> None:
         run, at, steps = self.run, self.at, len(self.run.train)
@@ -183,28 +154,45 @@ class Training:
             shown["first_bad"] = float(self.clock.step) - 1
         self._check(shown)
         seconds = at.epoch_seconds
-        row: dict[str, Any] = {"epoch": at.epoch, "lr": float(run.lr.value), "train_loss": shown["loss"]}
-        row |= {f"loss_{name}": shown[name] for name in self.meters.names if name not in ("loss", "hits")}
-        row |= {
-            "train_top1": shown["top1"], "test_loss": score.loss, "test_top1": score.top1, "test_top5": score.top5,
+        row = self._trained(shown) | {
+            "test_loss": score.loss, "test_top1": score.top1, "test_top5": score.top5,
             "images_per_second": len(run.train) * run.config.data.batch_size / seconds, "seconds": seconds,
             "data_wait": at.wait_seconds / seconds,
         }  # fmt: skip
         is_best = score.top1 > at.best or not at.history
         at.history.append(row)
-        at.epoch += 1
-        at.batch, at.epoch_seconds, at.wait_seconds = 0, 0.0, 0.0
-        at.seconds += seconds
-        self._count()
-        self.meters.clear()
+        self._next_epoch()
         self.recorder.save_epoch(self.state(), self.about(row), is_best)
         run.console.end_epoch(
             run.config.optim.epochs, row, at.best, seconds * (run.config.optim.epochs - row["epoch"])
         )
 
+    def _trained(self, shown: Mapping[str, float]) -> dict[str, Any]:
+        row = {"epoch": self.at.epoch, "lr": float(self.run.lr.value), "train_loss": shown["loss"]}
+        row |= {f"loss_{name}": shown[name] for name in self.meters.names if name not in ("loss", "hits")}
+        return row if math.isnan(shown["top1"]) else row | {"train_top1": shown["top1"]}
+
+    def _next_epoch(self) -> None:
+        at = self.at
+        at.epoch += 1
+        at.seconds += at.epoch_seconds
+        at.batch, at.epoch_seconds, at.wait_seconds = 0, 0.0, 0.0
+        self._count()
+        self.meters.clear()
+
+    def _finish_epoch_of_phase(self) -> None:
+        at, shown = self.at, self.meters.read()
+        self._check(shown)
+        row = self._trained(shown) | {"phase": at.stage + 1, "seconds": at.epoch_seconds}
+        at.phases.append(row)
+        self._next_epoch()
+        self.recorder.save_phase(self.state())
+        epochs = self.run.config.optim.epochs
+        self.run.console.say(f"phase {at.stage + 1}: {row['epoch']}/{epochs} loss {row['train_loss']:.4g}")
+
     def _stop(self, caught: signal.Signals | None) -> None:
         self._check(self.meters.read())
-        parallel.average_buffers(self.run.distiller.student)
+        parallel.average_buffers(self.run.distiller)
         self.run.teacher.keep()
         self._count()
         self.recorder.save_last(self.state())
@@ -222,7 +210,9 @@ class Training:
     def about(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What a file of weights says of itself."""
         config, data = self.run.config, self.run.train.spec
-        return {
+        # what answers may be more than the student: then the method's parts belong to the file
+        more = {"method": dict(config.method), "teacher": config.teacher.model}
+        return (more if self.deployed is not self.run.distiller.student else {}) | {
             "model": config.student.model, "dataset": config.data.dataset, "num_classes": data.num_classes,
             "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
             "epoch": row["epoch"], "test_top1": row["test_top1"],
@@ -250,8 +240,6 @@ class Training:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         run = self.run
-        if not run.config.run.threads:
-            torch.set_num_threads(state["threads"])
         run.distiller.student.load_state_dict(state["model"])
         run.distiller.method.load_state_dict(state["method"])
         optim.load_state(run.optimizer, state["optimizer"], run.lr.value)
@@ -285,5 +273,5 @@ class Training:
             "images_per_second": sum(r["images_per_second"] for r in at.history) / len(at.history),
             "teacher_forwards": at.taught["forwards"],
             "cache_hits": at.taught["hits"], "cache_misses": at.taught["misses"],
-            "teacher_top1": at.teacher_top1, "loader": type(run.train).__name__, "warnings": run.warnings,
+            "phases": at.phases, "teacher_top1": at.teacher_top1, "loader": type(run.train).__name__, "warnings": run.warnings,
         }  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from fastkd.config import OptimConfig
+from fastkd.engine.dot import DOT
 from fastkd.outputs import Clock
 from loaders.errors import UserError
 
@@ -47,7 +48,11 @@ def optimizer(optim: OptimConfig, module: nn.Module, lr: Tensor) -> Optimizer:
         return SGD(parameters, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
     if optim.optimizer == "adamw":
         return AdamW(parameters, lr=lr, weight_decay=optim.weight_decay, fused=True)
-    raise UserError(f"optim.optimizer {optim.optimizer} is not part of this version yet; use sgd or adamw")
+    if optim.optimizer == "dot":
+        return DOT(parameters, lr, optim.momentum, optim.dot_delta, optim.weight_decay)
+    raise UserError(
+        f"optim.optimizer {optim.optimizer} is not part of this version yet; use sgd, adamw or dot"
+    )
 
 
 def load_state(opt: Optimizer, state: dict[str, object], lr: Tensor) -> None:

@@ -41,16 +41,27 @@ class Recorder:
         if not self.writes:
             return
         weights = {"about": about, "model": state["model"]}
+        if "method" in about:
+            weights["method"] = state["method"]
         if is_best:
             self._owed[BEST] = weights
         if self.save_freq and about["epoch"] % self.save_freq == 0:
             self._owed[f"epoch_{about['epoch']}.pt"] = weights
         self._try(functools.partial(self._save_epoch, state))
+        if self._warn_if_failed():
+            self._owed = copy.deepcopy(self._owed)  # training goes on in the tensors themselves
+
+    def save_phase(self, state: Mapping[str, Any]) -> None:
+        if self.writes:
+            self._try(functools.partial(self._save_state, state))
+            self._warn_if_failed()
+
+    def _warn_if_failed(self) -> bool:
         if self._failed:
             self.console.warn(
                 f"{self._failed}; training goes on, what was saved before stays, the next epoch tries again"
             )
-            self._owed = copy.deepcopy(self._owed)  # training goes on in the tensors themselves
+        return bool(self._failed)
 
     def _save_state(self, state: Mapping[str, Any]) -> None:
         for name in list(self._owed):

@@ -13,17 +13,18 @@ import yaml
 from fastkd import config as configs
 from fastkd.config import RunConfig
 from fastkd.engine import build as composition
-from fastkd.engine import caches, machine, optim, parallel, rundir, teachers
+from fastkd.engine import caches, machine, optim, parallel, phases, rundir, teachers
 from fastkd.engine.console import Console, clock, show_warnings_as_lines
 from fastkd.engine.distiller import Precision
 from fastkd.engine.evaluate import score
-from fastkd.engine.loop import Stopped, Training, check_fits
+from fastkd.engine.loop import Position, Stopped, check_fits
 from fastkd.engine.meters import Meters
 from fastkd.engine.parallel import Ranks
 from fastkd.engine.record import Recorder
 from fastkd.method import MethodConfig
 from fastkd.outputs import Clock
 from fastkd.recipes import Request
+from fastkd.teacher.live import LiveTeacher, NoTeacher
 from loaders import datasets
 from loaders.contract import Batch, DataSpec
 from loaders.errors import UserError
@@ -86,29 +87,28 @@ def _train(
 def _fit(run: composition.Run, out: Path, state: Mapping[str, Any] | None) -> None:
     config, console = run.config, run.console
     recorder = Recorder(out, console, config.run.save_freq, writes=run.ranks.first)
-    training = Training(run, recorder)
+    at = Position()
     if state:
-        training.restore(state)
+        vars(at).update(state["position"])
+        if not config.run.threads:
+            torch.set_num_threads(state["threads"])
     env = machine.record(run.device, run.precision.dtype)
     console.say(
         f"{config.student.model} on {config.data.dataset}, {config.method['name']}, {config.optim.epochs} epochs, "
         f"{run.device.type} {env['precision']}, {env['threads']} threads -> {out}"
     )
     if state:
-        console.say(f"going on in epoch {training.at.epoch} after {training.at.batch} steps")
+        console.say(f"going on in epoch {at.epoch} after {at.batch} steps")
     with parallel.together():
-        recorder.begin(env, training.at.history)
+        recorder.begin(env, at.history)
     try:
-        if (
-            (teacher := run.checked) is not None
-            and not config.run.skip_validation
-            and training.at.teacher_top1 is None
-        ):
+        teacher = run.checked
+        if teacher is not None and not config.run.skip_validation and at.teacher_top1 is None:
             found = score(lambda batch: teacher(batch).logits, run.test, run.device)
             teacher.keep()
-            training.at.teacher_top1 = found.top1
-            console.say(f"the teacher scores {training.at.teacher_top1:.2f} on the test set")
-        summary = training.fit()
+            at.teacher_top1 = found.top1
+            console.say(f"the teacher scores {at.teacher_top1:.2f} on the test set")
+        summary = phases.fit(run, recorder, at, state)
     finally:
         recorder.close()
     if hits := summary["cache_hits"]:
@@ -167,7 +167,7 @@ def _one_step(
     torch.manual_seed(config.seed)
     # without its file the teacher is stood in for by a fresh net of the named or the recipe's kind
     stand_in = None if weights or not teachers.asked(config) else teachers.fresh(config, spec)
-    _, teacher, distiller = composition.networks(config, own, weights, spec, precision, stand_in)
+    _, source, distiller = composition.networks(config, own, weights, spec, precision, stand_in)
     if config.run.teacher_cache != "off" and distiller.teacher_needs:
         caches.check(config, distiller, view)
     distiller.to(device)
@@ -175,11 +175,20 @@ def _one_step(
     now = Clock.start(device)
     count = min(8, config.data.batch_size)
     indices = torch.arange(count, device=device)
-    images = torch.randn(count, 3, spec.image_size, spec.image_size, device=device, dtype=precision.dtype)
+    shape = (count * distiller.method.needs.views, 3, spec.image_size, spec.image_size)
+    images = torch.randn(shape, device=device, dtype=precision.dtype)
     batch = Batch(images, spec.labels[:count].to(device), indices, torch.zeros_like(indices))
     optimizer = optim.optimizer(config.optim, distiller, lr.value)
     lr.update(now)
-    terms, logits = distiller(batch, teacher(batch), now)
+    for phase in distiller.method.phases():
+        first = phases.objective(distiller, phase).to(device)
+        taught = (
+            LiveTeacher(source.net, first.teacher_needs, precision)(batch) if source else NoTeacher()(batch)
+        )
+        first(batch, taught, now)[0]["loss"].backward()
+        phase.objective.requires_grad_(False)
+    taught = source(batch) if source and distiller.teacher_needs else NoTeacher()(batch)
+    terms, logits = distiller(batch, taught, now)
     terms["loss"].backward()
     optimizer.step()
     meters = Meters(device)

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 PLAIN = "vanilla"  # the method that needs no teacher
 DEFAULT = "kd"
 
-ALIASES: dict[str, str] = {"none": PLAIN}  # the references' other names
+# the references' other names
+ALIASES: dict[str, str] = {
+    "none": PLAIN,
+    "correlation": "cc",
+    "hint": "fitnet",
+    "attention": "at",
+    "similarity": "sp",
+    "factor": "ft",
+    "abound": "ab",
+}
 
 
 def names() -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastkd.method import POOLED, Method, MethodConfig, Needs, Setting
 from fastkd.outputs import Clock, Outputs, Terms
 from fastkd.toolbox.adapters import UnitEmbedding
-from fastkd.toolbox.memory_bank import OtherClassSampler, PairedBank, Queue
+from fastkd.toolbox.memory_bank import ClassSampler, PairedBank, Queue
 from loaders.contract import Batch
 from loaders.errors import UserError
 
@@ -93,7 +93,7 @@ class RRD(Method):
             self.bank = PairedBank(
                 setting.data.num_samples, config.feat_dim, config.nce_t, config.nce_m, generator
             )
-            self.sampler = OtherClassSampler(setting.data)
+            self.sampler = ClassSampler(setting.data)
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:
         s_BD = self.embed_student(student.pooled)
@@ -101,7 +101,7 @@ class RRD(Method):
             t_BD = self.embed_teacher(teacher.pooled)
         if self.config.memory_type == "fifo":
             return {"rrd": self._against_queue(s_BD, t_BD)}
-        others = self.sampler.draw(batch.targets, self.config.nce_k)
+        others = self.sampler.others(batch.targets, self.config.nce_k)
         return {
             "rrd": self.against_bank(
                 s_BD, t_BD, batch.indices, torch.cat([batch.indices[:, None], others], 1)
@@ -119,8 +119,7 @@ class RRD(Method):
         return loss
 
     def against_bank(self, s_BD: Tensor, t_BD: Tensor, indices_B: Tensor, rows_BM: Tensor) -> Tensor:
-        student_side, teacher_side = self.bank.scores(s_BD, t_BD, rows_BM, self.gather)
-        loss = self._follow(student_side, teacher_side.detach())
+        loss = self.bank.contrast(s_BD, t_BD, rows_BM, self.gather, self._follow)
         self.bank.move(self.gather(indices_B), self.gather(s_BD.detach()), self.gather(t_BD))
         return loss
 

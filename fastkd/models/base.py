@@ -62,6 +62,10 @@ class StagedNet(nn.Module, ABC):
     def head(self) -> nn.Linear:
         """The classifier; it reads the pooled features."""
 
+    def norm_of(self, tap: str) -> nn.BatchNorm2d:
+        """The batch norm whose output, but for a shortcut, is the tap "stageK.pre"."""
+        raise UserError(f"model '{self.name}' does not say which batch norm makes its tap '{tap}'")
+
     @abstractmethod
     def _segment(self, index: int, x: Tensor, caught: TapCatcher) -> Tensor:
         """BCHW to BCHW: 0 is the stem, the last what the head does before it pools.

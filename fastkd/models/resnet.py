@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,6 +48,10 @@ class ResNet(StagedNet):
     @property
     def head(self) -> nn.Linear:
         return self.fc
+
+    def norm_of(self, tap: str) -> nn.BatchNorm2d:
+        stage = {"stage1.pre": self.layer1, "stage2.pre": self.layer2, "stage3.pre": self.layer3}[tap]
+        return cast(BasicBlock, stage[-1]).bn2
 
     def _segment(self, index: int, x: Tensor, caught: TapCatcher) -> Tensor:
         if index == 0:

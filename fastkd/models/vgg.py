@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +31,10 @@ class VGG(StagedNet):
     @property
     def head(self) -> nn.Linear:
         return self.classifier
+
+    def norm_of(self, tap: str) -> nn.BatchNorm2d:
+        stages = (self.block1, self.block2, self.block3, self.block4)
+        return {f"stage{k}.pre": cast(nn.BatchNorm2d, stage[-1]) for k, stage in enumerate(stages, 1)}[tap]
 
     def _segment(self, index: int, x: Tensor, caught: TapCatcher) -> Tensor:
         blocks = (self.block0, self.block1, self.block2, self.block3, self.block4)

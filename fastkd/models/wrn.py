@@ -7,6 +7,8 @@ pre-activation features, updates the running statistics twice a step.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,6 +66,10 @@ class WideResNet(StagedNet):
     @property
     def head(self) -> nn.Linear:
         return self.fc
+
+    def norm_of(self, tap: str) -> nn.BatchNorm2d:
+        second, third = (cast(PreActivationBlock, stage.layer[0]) for stage in (self.block2, self.block3))
+        return {"stage1.pre": second.bn1, "stage2.pre": third.bn1, "stage3.pre": self.bn1}[tap]
 
     def _segment(self, index: int, x: Tensor, caught: TapCatcher) -> Tensor:
         if index == 0:

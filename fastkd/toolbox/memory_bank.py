@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loaders.contract import DataSpec
+
+PIECE = 1 << 24  # numbers of a product with a whole bank that exist at a time: 64 MiB
 
 
 class Queue(nn.Module):
@@ -36,6 +38,33 @@ class Queue(nn.Module):
         self.pointer.add_(count).remainder_(size)
 
 
+def pieces(count: int, bank_ND: Tensor) -> Iterator[slice]:
+    """Slices of `count` samples whose product with the whole bank has at most PIECE entries."""
+    step = max(1, PIECE // len(bank_ND))
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+@torch.no_grad()
+def similarities(anchor_BD: Tensor, bank_ND: Tensor, rows_BM: Tensor) -> Tensor:
+    """anchor . bank[rows], BM: entries of one product with the whole bank. For 16384 of 50000 rows that is three times
+    the arithmetic, all of it in a matrix product, and a D-th of the memory."""
+    bank_DN = bank_ND.to(anchor_BD.dtype).T
+    return torch.cat(
+        [(anchor_BD[at] @ bank_DN).gather(1, rows_BM[at]) for at in pieces(len(anchor_BD), bank_ND)]
+    )
+
+
+@torch.no_grad()
+def weighted_rows(weight_BM: Tensor, bank_ND: Tensor, rows_BM: Tensor) -> Tensor:
+    """sum_M weight * bank[rows], BD, in the same way: the weights spread over the whole bank, and one product."""
+    parts = []
+    for at in pieces(len(weight_BM), bank_ND):
+        weight = weight_BM[at]
+        spread_BN = weight.new_zeros(len(weight), len(bank_ND)).scatter_add_(1, rows_BM[at], weight)
+        parts.append(spread_BN @ bank_ND.to(weight.dtype))
+    return torch.cat(parts)
+
+
 class PairedBank(nn.Module):
     """One student and one teacher embedding for each sample of the data set, moved towards each new one (CRD's bank).
 
@@ -59,23 +88,38 @@ class PairedBank(nn.Module):
         )  # student side, teacher side; negative = not set yet
         self.temperature, self.momentum = temperature, momentum
 
-    def scores(
-        self, s_BD: Tensor, t_BD: Tensor, rows_BM: Tensor, gather: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """exp(similarity / temperature) / Z: the student against teacher rows, the teacher against student rows."""
-        student_side = self._similar(self.teacher_rows, s_BD, rows_BM)
-        teacher_side = self._similar(self.student_rows, t_BD, rows_BM)
+    def contrast(
+        self,
+        s_BD: Tensor,
+        t_BD: Tensor,
+        rows_BM: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """`loss` of two tables of scores, exp(similarity / temperature) / Z: the student's embeddings against the bank's
+        teacher rows, the teacher's against its student rows.
+
+        The rows of the bank, B*M*D numbers, are never gathered: see `similarities`. What the embeddings' gradient needs
+        of the bank is taken at once, for `move` writes into it before backward runs; so there is no second derivative.
+        """
+        anchors, banks = (s_BD, t_BD), (self.teacher_rows, self.student_rows)
+        similar_BM = [
+            similarities(anchor.detach(), bank, rows_BM).requires_grad_(anchor.requires_grad)
+            for anchor, bank in zip(anchors, banks, strict=True)
+        ]
+        scores_BM = [similar.div(self.temperature).exp() for similar in similar_BM]
         with torch.no_grad():
-            means = torch.stack([student_side.mean(), teacher_side.mean()])
+            means = torch.stack([scores.mean() for scores in scores_BM])
             estimate = gather(means[None]).mean(0) * len(self.student_rows)
             self.z.copy_(torch.where(self.z < 0, estimate.to(self.z.dtype), self.z))
-        return student_side / self.z[0], teacher_side / self.z[1]
-
-    def _similar(self, bank_ND: Tensor, anchor_BD: Tensor, rows_BM: Tensor) -> Tensor:
-        # One product with the whole bank and a gather of scores: B*N numbers where gathering rows takes B*M*D. The
-        # clone is what backward reads, for `move` writes into the bank before that.
-        similar_BN = anchor_BD @ bank_ND.to(anchor_BD.dtype, copy=True).T
-        return similar_BN.gather(1, rows_BM).div(self.temperature).exp()
+        value = loss(scores_BM[0] / self.z[0], scores_BM[1] / self.z[1])
+        learning = [side for side in (0, 1) if anchors[side].requires_grad]
+        slopes = torch.autograd.grad(value, [similar_BM[side] for side in learning]) if learning else ()
+        value = value.detach()
+        for side, slope_BM in zip(learning, slopes, strict=True):
+            step = (anchors[side] * weighted_rows(slope_BM, banks[side], rows_BM)).sum()
+            value = value + (step - step.detach())  # adds a gradient and nothing else
+        return value
 
     @torch.no_grad()
     def move(self, indices_B: Tensor, s_BD: Tensor, t_BD: Tensor) -> None:
@@ -84,8 +128,8 @@ class PairedBank(nn.Module):
             bank.index_copy_(0, indices_B, mixed / mixed.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
 
-class OtherClassSampler(nn.Module):
-    """For each sample, rows of samples of other classes, drawn uniformly with replacement on the device.
+class ClassSampler(nn.Module):
+    """For each sample, rows of the data set by class, drawn uniformly with replacement on the device.
 
     The data set is sorted by class once; a draw from everything outside a class is one integer below N - n_class,
     moved past that class's block.
@@ -102,10 +146,19 @@ class OtherClassSampler(nn.Module):
         self.register_buffer("first", count.cumsum(0) - count, persistent=False)
         self.register_buffer("count", count, persistent=False)
 
-    def draw(self, targets_B: Tensor, num: int) -> Tensor:
+    def others(self, targets_B: Tensor, num: int) -> Tensor:
+        """BM: samples of other classes."""
         first, count = self.first[targets_B, None], self.count[targets_B, None]
-        others = len(self.by_class) - count
-        uniform = torch.rand(len(targets_B), num, dtype=torch.float64, device=targets_B.device)
-        place = (uniform * others).to(torch.int64)
-        place = torch.where(place >= first, place + count, place)
+        place = self._below(len(self.by_class) - count, num)
+        return self._at(torch.where(place >= first, place + count, place))
+
+    def same(self, targets_B: Tensor) -> Tensor:
+        """B: one of the sample's own class, the sample itself as likely as any."""
+        return self._at(self.first[targets_B, None] + self._below(self.count[targets_B, None], 1))[:, 0]
+
+    def _below(self, limit_B1: Tensor, num: int) -> Tensor:
+        uniform = torch.rand(len(limit_B1), num, dtype=torch.float64, device=limit_B1.device)
+        return (uniform * limit_B1).to(torch.int64)
+
+    def _at(self, place: Tensor) -> Tensor:
         return self.by_class[place.clamp_max(len(self.by_class) - 1)]

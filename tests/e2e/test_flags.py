@@ -38,7 +38,7 @@ SPELLINGS = {
     "student": """
         --model-s --model-t --path-t --distill -c --cls -r --gamma -d --div -a --alpha -b --beta --kd-T --feat-dim
         --nce-k --nce-t --nce-m --nce-t-s --nce-t-t --memory-type --mode --hint-layer -f --factor -s --soft --init-epochs
-        --teacher-cache --cache-dtype --cache-views --skip-validation
+        --teacher-cache --cache-dtype --cache-views --skip-validation --dot-delta
         -h --help -cfg --cfg --options --resume --dry-run --tb-freq --dataset --out --seed -t --trial --data --download
         --batch-size --test-batch-size --num-workers --loader --dali --epochs --learning-rate --lr --lr-decay-epochs
         --lr-decay-rate --schedule --warmup-epochs --optimizer --momentum --weight-decay --device --gpu-id --threads

@@ -44,6 +44,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kd": ("kd", {}),
     "rrd": ("rrd", {"nce_k": 30, "feat_dim": 8, "kd_weight": 0.5}),
     "rrd, keys first": ("rrd", {"nce_k": 30, "feat_dim": 8, "variant": "repository"}),
+    "rrd, a bank": ("rrd", {"nce_k": 30, "feat_dim": 8, "memory_type": "momentum", "weight": 0.1}),
+    "crd": ("crd", {"nce_k": 30, "feat_dim": 8}),
+    "crd, a queue": ("crd", {"nce_k": 30, "feat_dim": 8, "memory_type": "fifo"}),
     "a queue smaller than a batch": ("rrd", {"nce_k": 7, "feat_dim": 8}),
     "a classifier that learns nothing": ("rrd", {"nce_k": 30, "feat_dim": 8, "task_weight": 0.0}),
     "a method that weighs nothing": ("rrd", {"nce_k": 30, "feat_dim": 8, "weight": 0.0, "kd_weight": 1.0}),
@@ -64,7 +67,10 @@ def run(case: str, rank: int, world: int) -> dict[str, Tensor]:
     method, numbers = CASES[case]
     cls = load(method)
     precision = Precision(CPU, torch.float32)
-    distiller = Distiller(student, cls(cls.Config(**numbers), setting), precision)
+    made = cls(cls.Config(**numbers), setting)
+    if hasattr(made, "sampler"):  # the same rows for a sample, whichever rank it is on
+        made.sampler.others = lambda targets, num: (targets[:, None] * 7 + torch.arange(num)) % 60  # type: ignore
+    distiller = Distiller(student, made, precision)
     live = LiveTeacher(teacher, distiller.teacher_needs, precision)
     module = parallel.synchronised(distiller, CPU, distiller.trains_all)
     optimizer = torch.optim.SGD([p for p in distiller.parameters() if p.requires_grad], lr=0.1)

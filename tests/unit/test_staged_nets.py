@@ -225,3 +225,26 @@ def test_channels_last_gives_the_same_and_stays_so(name: str) -> None:
 
 def _tensors(out) -> list[Tensor]:
     return [out.logits, out.pooled, *out.taps.values()]
+
+
+# ---- batch norms
+
+
+@every_sample
+def test_norm_of_is_what_shifts_the_tap(name: str) -> None:
+    net, images = make(name)
+    net.eval()
+    before = net(images, [tap for tap in net.taps if tap.endswith(".pre")]).taps
+    for tap in before:
+        norm = net.norm_of(tap)
+        with torch.no_grad():
+            norm.bias.add_(1)
+            torch.testing.assert_close(net(images, [tap]).taps[tap], before[tap] + 1)
+            norm.bias.sub_(1)
+
+
+def test_a_net_that_names_no_norm_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, _ = make(SAMPLES[0])
+    monkeypatch.delattr(type(net), "norm_of")
+    with pytest.raises(UserError, match=r"does not say which batch norm makes its tap 'stage1\.pre'"):
+        net.norm_of("stage1.pre")

@@ -51,7 +51,7 @@ def case(v: Vector) -> Case:
             v.arrays[f"after/{bank}params[2:4]"] = v.arrays.pop(f"after/{bank}params")[2:4]
     drawn = v["in/contrast_idx"]
     assert torch.equal(drawn[:, 0], v["in/index"])
-    method.sampler.draw = lambda targets_B, num: drawn[:, 1:]  # type: ignore[method-assign]
+    method.sampler.others = lambda targets_B, num: drawn[:, 1:]  # type: ignore[method-assign]
     samples = batch(len(feat_s), indices=v["in/index"])
     return Case(method, student, teacher, samples, {"feat_s": feat_s}, {"loss": "rrd"}, weights, buffers)
 
