@@ -19,9 +19,10 @@ from benchmarks.shared.measure import arguments, finish, ratio, seconds, take_tu
 from fastkd import recipes
 from fastkd.engine import build
 from fastkd.engine.console import Console
-from fastkd.engine.loop import Position, Signals, Training
+from fastkd.engine.loop import Position, Training
 from fastkd.engine.parallel import Ranks
 from fastkd.engine.record import Recorder
+from fastkd.engine.signals import Signals
 
 
 def main() -> None:

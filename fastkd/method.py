@@ -87,6 +87,8 @@ class Method(nn.Module, ABC):
     # The config field that weighs `terms`. A method whose one term is the soft-label KL itself says "kd_weight".
     weighed_by: ClassVar[str] = "weight"
     needs: Needs = Needs()
+    # What the deployed net says of the batch, where that is not the student: left here by `terms`, for the accuracy.
+    answered: Tensor | None = None
 
     def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()

@@ -20,10 +20,10 @@ from loaders.views import View
 class Batch(NamedTuple):
     """One batch, on the device. Shapes are the same for every training batch of a run."""
 
-    images: Tensor  # B3HW, normalised, in the run's dtype and memory format
+    images: Tensor  # B3HW, normalised, in the run's dtype and memory format; of two views B weak ones, then B strong
     targets: Tensor  # B int64
     indices: Tensor  # B int64: position in the data set; the same sample has the same index in every backend
-    aug_ids: Tensor  # B int64: which view of that sample this is
+    aug_ids: Tensor  # B int64: which view of that sample this is; of two views the weak one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,7 @@ class Plan:
     rank: int = 0
     world: int = 1
     num_workers: int = 0
+    views: int = 1  # of a sample in a batch: 2 = a strong one beside the view as ever
 
 
 class Loader(Protocol):
@@ -138,5 +139,5 @@ class Loader(Protocol):
         ...
 
     def visit(self, indices: Tensor, aug_ids: Tensor, batch_size: int) -> Iterator[Batch]:
-        """The named views of the named samples, in this order. The last batch may be smaller."""
+        """The named views of the named samples, in this order, and no strong ones. The last batch may be smaller."""
         ...

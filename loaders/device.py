@@ -16,6 +16,8 @@ from torch import Tensor
 
 from loaders.contract import ArraySplit, Batch, DataSpec, Plan
 from loaders.deal import dealt, deck, hand, num_batches
+from loaders.strong import Strong, pick_strong
+from loaders.strong_tensors import StrongTensors
 from loaders.views import ShiftFlip, Whole, normalisation, normalisation_table
 
 WORTH_A_THREAD = 128  # pictures; below, handing work over costs more than it saves
@@ -33,6 +35,7 @@ class DeviceLoader:
         self._table = normalisation_table(split.mean, split.std, plan.dtype).to(plan.device)
         compiled = plan.device.type == "cpu" and plan.dtype in (torch.float32, torch.bfloat16)
         self._render = _compiled(self) if compiled else self.render_by_tensors
+        self._strong = StrongTensors(view.size, plan.device) if plan.views == 2 else None
 
     def __len__(self) -> int:
         return num_batches(self.spec.num_samples, self.plan)
@@ -41,7 +44,8 @@ class DeviceLoader:
         indices, aug_ids = deck(self.view, self.spec.num_samples, self.plan, epoch, self.plan.device)
         for number in range(start, len(self)):
             rows = hand(self.plan, number)
-            yield self.fetch(indices[rows], aug_ids[rows])
+            strong = pick_strong(self.plan.seed, epoch, indices[rows]) if self._strong else None
+            yield self.fetch(indices[rows], aug_ids[rows], strong)
 
     def dealt(self, epoch: int) -> tuple[Tensor, Tensor]:
         return dealt(self.view, self.spec.num_samples, self.plan, epoch, self.plan.device)
@@ -51,23 +55,39 @@ class DeviceLoader:
             part = slice(first, first + batch_size)
             yield self.fetch(indices[part].to(self.plan.device), aug_ids[part].to(self.plan.device))
 
-    def fetch(self, indices: Tensor, aug_ids: Tensor) -> Batch:
-        """The named views of the named samples: pure, and free of host syncs."""
-        return Batch(self._render(indices, aug_ids), self._labels[indices], indices, aug_ids)
+    def fetch(self, indices: Tensor, aug_ids: Tensor, strong: Tensor | None = None) -> Batch:
+        """The named views of the named samples, and the strong ones these words make: pure, and free of host syncs."""
+        images = self._render(indices, aug_ids)
+        if strong is not None:
+            images = torch.cat([images, self.render_strong(indices, strong)])
+        return Batch(images, self._labels[indices], indices, aug_ids)
 
     def render_by_tensors(self, indices: Tensor, aug_ids: Tensor) -> Tensor:
+        steps = torch.arange(self.view.size, device=indices.device)
+        return self._normalised(self._pixels(indices, aug_ids, steps[None, :, None], steps[None, None, :]))
+
+    def render_strong(self, indices: Tensor, words: Tensor) -> Tensor:
+        assert self._strong is not None
+        choices = Strong.over(self.view).choices(words)
+        sources = self._strong.sources(choices.first, choices.first_level)
+        return self._normalised(
+            self._strong.finish(self._pixels(indices, choices.aug_ids, *sources), choices)
+        )
+
+    def _pixels(self, indices: Tensor, aug_ids: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """B,H,W,3 bytes: what the view shows at these rows and columns, 0 where they lie outside of it."""
         size = self.view.size
-        steps = torch.arange(size, device=indices.device)
-        if isinstance(self.view, Whole):
-            pixels = self._images[indices]
-        else:
-            top, left, flip = self.view.window(aug_ids)
-            y = top[:, None] - self.view.pad + steps
-            x = left[:, None] - self.view.pad + torch.where(flip[:, None] == 1, size - 1 - steps, steps)
-            inside = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]
-            near_y, near_x = y.clamp(0, size - 1)[:, :, None], x.clamp(0, size - 1)[:, None, :]
-            pixels = self._images[indices[:, None, None], near_y, near_x] * inside[..., None]
-        offset = torch.arange(3, device=indices.device) * 256
+        in_y, in_x = (y >= 0) & (y < size), (x >= 0) & (x < size)
+        if isinstance(self.view, ShiftFlip):
+            top, left, flip = (part[:, None, None] for part in self.view.window(aug_ids))
+            y = top - self.view.pad + y
+            x = left - self.view.pad + torch.where(flip == 1, size - 1 - x, x)
+            in_y, in_x = in_y & (y >= 0) & (y < size), in_x & (x >= 0) & (x < size)
+        near_y, near_x = y.clamp(0, size - 1), x.clamp(0, size - 1)
+        return self._images[indices[:, None, None], near_y, near_x] * (in_y & in_x)[..., None]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        offset = torch.arange(3, device=pixels.device) * 256
         images = self._table.flatten()[pixels.to(torch.int64) + offset].permute(0, 3, 1, 2)
         return images if self.plan.channels_last else images.contiguous()
 

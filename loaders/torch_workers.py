@@ -1,7 +1,8 @@
 """Pictures decoded by torch DataLoader workers: for sets that do not fit on the device, or are not arrays.
 
-A worker gets (index, aug_id) pairs and returns bytes; it draws nothing and keeps no state, so any number of
-workers gives the same batches. Bytes travel, a quarter of floats, and are normalised on the device.
+A worker gets (index, aug_id) pairs, with the strong views' words where a batch has two views, and returns bytes; it
+draws nothing and keeps no state, so any number of workers gives the same batches. Bytes travel, a quarter of floats,
+and are normalised on the device.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from loaders.contract import Batch, DataSpec, Plan, Split
 from loaders.deal import dealt, deck, hand, num_batches
 from loaders.errors import UserError
+from loaders.strong import Strong, pick_strong
 from loaders.views import View, normalisation
 
 Answer = TypeVar("Answer")
@@ -48,7 +50,8 @@ class TorchLoader:
         self._labels = split.labels.to(plan.device)
         scale, bias = (t.to(plan.device)[:, None, None] for t in normalisation(split.mean, split.std))
         self._scale, self._bias = scale, bias  # 3,1,1 each
-        self._hands: list[np.ndarray] = []  # what the workers are to make: 2,B each, indices and aug_ids
+        # what the workers are to make: 2,B each, indices and aug_ids; of two views 3,B, and the strong ones' words
+        self._hands: list[np.ndarray] = []
         # torch ends the workers when its loader and iterator are let go of. If that is as part of a reference
         # cycle, the queues go first and each worker is waited for in vain, 5 s; so nothing but this list holds
         # them, and the finalizer empties it in time.
@@ -62,7 +65,9 @@ class TorchLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         plan = self.plan
         indices, aug_ids = deck(self.view, self.spec.num_samples, plan, epoch, torch.device("cpu"))
-        return self._serve(indices, aug_ids, [hand(plan, number) for number in range(start, len(self))])
+        strong = [pick_strong(plan.seed, epoch, indices)] if plan.views == 2 else []
+        hands = [hand(plan, number) for number in range(start, len(self))]
+        return self._serve(indices, aug_ids, hands, *strong)
 
     def dealt(self, epoch: int) -> tuple[Tensor, Tensor]:
         return dealt(self.view, self.spec.num_samples, self.plan, epoch, self.plan.device)
@@ -71,10 +76,12 @@ class TorchLoader:
         hands = [slice(first, first + batch_size) for first in range(0, len(indices), batch_size)]
         return self._serve(indices.cpu(), aug_ids.cpu(), hands)
 
-    def _serve(self, indices: Tensor, aug_ids: Tensor, hands: list[slice]) -> Iterator[Batch]:
-        plan = self.plan
+    def _serve(
+        self, indices: Tensor, aug_ids: Tensor, hands: list[slice], *strong: Tensor
+    ) -> Iterator[Batch]:
+        plan, cards = self.plan, torch.stack((indices, aug_ids, *strong))
         # Read anew on every iter(), which also withdraws what an epoch broken off has left with the workers.
-        self._hands[:] = [torch.stack((indices[rows], aug_ids[rows])).numpy() for rows in hands]
+        self._hands[:] = [cards[:, rows].numpy() for rows in hands]
         indices, aug_ids = indices.to(plan.device), aug_ids.to(plan.device)
         self._turn = turn = object()
         if not self._held:
@@ -149,33 +156,42 @@ class _Pictures(Dataset[Tensor | UserError]):
     at_work: Tensor = field(repr=False)  # workers,2 int64, shared: the pid and the sample it is at, -1 = none
 
     def __getitem__(self, made_of: np.ndarray) -> Tensor | UserError:
-        """The pictures as B,size,size,3 uint8. A failure is returned: torch would wrap what is raised."""
+        """The pictures as B,size,size,3 uint8, of two views the strong ones after the others. A failure is returned:
+        torch would wrap what is raised."""
         info = get_worker_info()
         mine = self.at_work[info.id if info else 0]
         mine[0] = os.getpid()
-        pixels = np.empty((made_of.shape[1], self.view.size, self.view.size, 3), np.uint8)
+        size, views = self.view.size, len(made_of) - 1
+        pixels = np.empty((views, made_of.shape[1], size, size, 3), np.uint8)
         try:
-            for row, (index, aug_id) in zip(pixels, made_of.T.tolist(), strict=True):
+            for row, (index, *aug_ids) in enumerate(made_of.T.tolist()):
                 mine[1] = index
-                row[...] = self.picture(index, aug_id)
+                for number, shown in enumerate(self.shown(index, aug_ids)):
+                    pixels[number, row] = shown
         except UserError as problem:
             return problem
         finally:
             mine[1] = -1
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(pixels.reshape(-1, size, size, 3))
 
-    def picture(self, index: int, aug_id: int) -> np.ndarray:
+    def shown(self, index: int, aug_ids: list[int]) -> Iterator[np.ndarray]:
+        """The sample's view and, if a second number is given, its strong one. It is read once."""
+        view = self.view
         try:
-            made = self.view.render(self.split.read(index), aug_id)
+            picture = self.split.read(index)
+            for view, aug_id in zip((self.view, Strong.over(self.view)), aug_ids, strict=False):
+                yield self._fitting(index, view, view.render(picture, aug_id))
         except UserError:
             raise
         except Exception as problem:
-            raise UserError(f"{self.split.where(index)}: {self.view.name} failed: {problem!r}") from problem
-        wanted = (self.view.size, self.view.size, 3)
+            raise UserError(f"{self.split.where(index)}: {view.name} failed: {problem!r}") from problem
+
+    def _fitting(self, index: int, view: View, made: np.ndarray) -> np.ndarray:
+        wanted = (view.size, view.size, 3)
         if made.shape != wanted:
             sizes = " x ".join(map(str, made.shape)), " x ".join(map(str, wanted))
             raise UserError(
-                f"{self.split.where(index)}: {self.view.name} gives {sizes[0]}, the run needs {sizes[1]}; "
+                f"{self.split.where(index)}: {view.name} gives {sizes[0]}, the run needs {sizes[1]}; "
                 "resize the pictures or choose a view that crops"
             )
         return made

@@ -67,7 +67,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _score(file: Path, space: argparse.Namespace) -> dict[str, Any]:
-    from fastkd.engine import build, machine, teachers
+    from fastkd.engine import build, deployed, machine, teachers
     from fastkd.engine.distiller import Precision
     from fastkd.engine.evaluate import evaluate
     from fastkd.engine.parallel import Ranks
@@ -88,7 +88,8 @@ def _score(file: Path, space: argparse.Namespace) -> dict[str, Any]:
     precision = Precision(device, machine.dtype(config, device))
     _, test = build.open_loaders(config, device, precision.dtype, Ranks())
     name = teachers.name_of(config, weights)
-    score = evaluate(teachers.load(config, weights, test.spec.num_classes).to(device), test, precision)
+    net = deployed.of(teachers.load(config, weights, test.spec.num_classes), weights, test.spec)
+    score = evaluate(net.to(device), test, precision)
     return {
         "path": str(file), "model": name, "dataset": config.data.dataset, "epoch": weights.about.get("epoch"),
         "samples": test.spec.num_samples, "top1": score.top1, "top5": score.top5, "loss": score.loss,

@@ -124,6 +124,9 @@ def build(
         )
     torch.manual_seed(config.seed)
     _, source, distiller = networks(config, own, weights, train.spec, precision)
+    if (views := distiller.method.needs.views) > 1:  # known only now; no batch has been read yet
+        plan = dataclasses.replace(train.plan, views=views)
+        train = loaders.build(config.data.loader, train.split, train.view, plan)
     distiller.to(device, memory_format=layout(config))  # type: ignore[call-overload]  # torch's stubs lack this form
     if source:
         source.net.to(device, memory_format=layout(config))  # type: ignore[call-overload]  # likewise

@@ -49,6 +49,11 @@ def check(config: RunConfig, distiller: Distiller, view: views.View) -> None:
             f"--teacher-cache {config.run.teacher_cache}: {name} shows the teacher other tensors than the pictures, so its "
             "answers cannot be stored; use --teacher-cache off"
         )
+    if distiller.method.needs.views > 1:
+        raise UserError(
+            f"--teacher-cache {config.run.teacher_cache}: {name} also shows the teacher a strong view of each picture, new "
+            "each time, so no answer would be asked for twice; use --teacher-cache off"
+        )
     check_views(config, view)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import warnings
@@ -24,6 +25,11 @@ def count(number: float) -> str:
         if number < 100_000
         else f"{number / 1000:.0f}k"
     )
+
+
+def percent(number: float | None) -> str:
+    """A dash where nothing was counted."""
+    return "    -" if number is None or math.isnan(number) else f"{number:5.2f}"
 
 
 class Console:
@@ -59,7 +65,7 @@ class Console:
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_description_str(
-                f"{self._name} loss {loss:.3f} acc {top1:5.2f} {count(speed)} img/s wait {100 * wait:.0f}% ETA {clock(left)}"
+                f"{self._name} loss {loss:.3f} acc {percent(top1)} {count(speed)} img/s wait {100 * wait:.0f}% ETA {clock(left)}"
             )
 
     def end_epoch(self, epochs: int, row: dict[str, Any], best: float, left: float) -> None:
@@ -67,7 +73,7 @@ class Console:
             self._bar.close()
             self._bar = None
         self.say(
-            f"{row['epoch']:>{len(str(epochs))}}/{epochs} loss {row['train_loss']:.3f} acc {row['train_top1']:5.2f}"
+            f"{row['epoch']:>{len(str(epochs))}}/{epochs} loss {row['train_loss']:.3f} acc {percent(row.get('train_top1'))}"
             f" test {row['test_top1']:5.2f} (best {best:5.2f}) {count(row['images_per_second'])} img/s"
             f" wait {100 * row['data_wait']:.0f}% ETA {clock(left)}"
         )

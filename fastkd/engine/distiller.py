@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,25 +50,31 @@ class Distiller(nn.Module):
         self.trains_all = bool(config.task_weight or self.adds_kl or method.weighed_by == "kd_weight")
 
     def forward(self, batch: Batch, taught: Outputs, clock: Clock) -> tuple[Terms, Tensor]:
-        """Terms by name, unweighted, with their weighted sum as "loss" first; and the student's logits."""
-        config = self.method.config
-        student = self._student(batch)
+        """Terms by name, unweighted, with their weighted sum as "loss" first; and the student's logits of the pictures,
+        of two views of them the weak ones. The task's loss and the KL are the sums of the views' means."""
+        config, views = self.method.config, self.method.needs.views
+        assert len(batch.images) == views * len(batch.targets), "the loader gives another number of views"
+        seen = [self._student(images) for images in batch.images.chunk(views)]
+        student = seen[0] if views == 1 else _joined(seen)
         terms: Terms = {}
         if config.task_weight:
-            terms[TASK] = F.cross_entropy(student.logits, batch.targets)
+            terms[TASK] = _sum(F.cross_entropy(each.logits, batch.targets) for each in seen)
         if self.adds_kl:
-            terms[KL] = soft_label_kl(student.logits, taught.logits, config.kd_temperature)
+            pairs = zip(seen, taught.logits.chunk(views), strict=True)
+            terms[KL] = _sum(soft_label_kl(s.logits, t_BK, config.kd_temperature) for s, t_BK in pairs)
         if self.own_weight:
             terms |= self.method.terms(student, taught, batch, clock)
         # detached: DDP takes what it finds behind an output for something that gets a gradient
-        return {"loss": self.weighed(terms)} | terms, student.logits.detach()
+        answered = seen[0].logits if self.method.answered is None else self.method.answered
+        return {"loss": self.weighed(terms)} | terms, answered.detach()
 
-    def _student(self, batch: Batch) -> Outputs:
+    def _student(self, images: Tensor) -> Outputs:
+        """Of one view: batch norm sees pictures of one kind, as in the references."""
         if not self.asks_student:
-            nothing = batch.images.new_empty(0)
+            nothing = images.new_empty(0)
             return Outputs(nothing, nothing, {})
         with self.precision():
-            out: Outputs = self.student(batch.images, self.method.needs.student if self.own_weight else ())
+            out: Outputs = self.student(images, self.method.needs.student if self.own_weight else ())
         return out
 
     def weighed(self, terms: Terms) -> Tensor:
@@ -73,3 +82,12 @@ class Distiller(nn.Module):
         config = self.method.config
         weights = {TASK: config.task_weight, KL: config.kd_weight}
         return torch.stack([term * weights.get(name, self.own_weight) for name, term in terms.items()]).sum()
+
+
+def _joined(seen: list[Outputs]) -> Outputs:
+    taps = {name: torch.cat([each.taps[name] for each in seen]) for name in seen[0].taps}
+    return Outputs(torch.cat([each.logits for each in seen]), torch.cat([each.pooled for each in seen]), taps)
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, losses)

@@ -18,6 +18,7 @@ from fastkd.engine.evaluate import Score, evaluate
 from fastkd.engine.meters import Meters
 from fastkd.engine.record import Recorder
 from fastkd.engine.rundir import LAST
+from fastkd.engine.signals import Signals
 from fastkd.engine.step import Step
 from fastkd.outputs import Clock
 from loaders.contract import Batch
@@ -44,26 +45,6 @@ def check_fits(state: Mapping[str, Any], run: Run, out: Path) -> None:
             f"--out {out}: that run began with another teacher (weights {state['teacher_sha256'][:8]}.., "
             f"here {run.teacher_sha256[:8]}..); pass its --path-t or pick another --out"
         )
-
-
-class Signals:
-    """SIGTERM and SIGINT become a flag that the loop reads between two steps."""
-
-    def __init__(self) -> None:
-        self.caught: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.caught = signal.Signals(number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Position:
@@ -106,7 +87,7 @@ class Training:
             while self.at.epoch <= epochs:
                 self.train_epoch(signals)
                 self.run.teacher.keep()  # before the ranks meet: in the next epoch each finds what all have learned
-                parallel.average_buffers(self.run.distiller.student)
+                parallel.average_buffers(self.run.distiller)
                 if self.final:
                     self._finish_epoch(evaluate(self.deployed, self.run.test, self.run.precision))
                 else:
@@ -174,7 +155,7 @@ class Training:
         self._check(shown)
         seconds = at.epoch_seconds
         row = self._trained(shown) | {
-            "train_top1": shown["top1"], "test_loss": score.loss, "test_top1": score.top1, "test_top5": score.top5,
+            "test_loss": score.loss, "test_top1": score.top1, "test_top5": score.top5,
             "images_per_second": len(run.train) * run.config.data.batch_size / seconds, "seconds": seconds,
             "data_wait": at.wait_seconds / seconds,
         }  # fmt: skip
@@ -187,8 +168,9 @@ class Training:
         )
 
     def _trained(self, shown: Mapping[str, float]) -> dict[str, Any]:
-        terms = {f"loss_{name}": shown[name] for name in self.meters.names if name not in ("loss", "hits")}
-        return {"epoch": self.at.epoch, "lr": float(self.run.lr.value), "train_loss": shown["loss"], **terms}
+        row = {"epoch": self.at.epoch, "lr": float(self.run.lr.value), "train_loss": shown["loss"]}
+        row |= {f"loss_{name}": shown[name] for name in self.meters.names if name not in ("loss", "hits")}
+        return row if math.isnan(shown["top1"]) else row | {"train_top1": shown["top1"]}
 
     def _next_epoch(self) -> None:
         at = self.at
@@ -205,13 +187,12 @@ class Training:
         at.phases.append(row)
         self._next_epoch()
         self.recorder.save_phase(self.state())
-        self.run.console.say(
-            f"phase {at.stage + 1}: {row['epoch']}/{self.run.config.optim.epochs} loss {row['train_loss']:.4g}"
-        )
+        epochs = self.run.config.optim.epochs
+        self.run.console.say(f"phase {at.stage + 1}: {row['epoch']}/{epochs} loss {row['train_loss']:.4g}")
 
     def _stop(self, caught: signal.Signals | None) -> None:
         self._check(self.meters.read())
-        parallel.average_buffers(self.run.distiller.student)
+        parallel.average_buffers(self.run.distiller)
         self.run.teacher.keep()
         self._count()
         self.recorder.save_last(self.state())
@@ -229,7 +210,9 @@ class Training:
     def about(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What a file of weights says of itself."""
         config, data = self.run.config, self.run.train.spec
-        return {
+        # what answers may be more than the student: then the method's parts belong to the file
+        more = {"method": dict(config.method), "teacher": config.teacher.model}
+        return (more if self.deployed is not self.run.distiller.student else {}) | {
             "model": config.student.model, "dataset": config.data.dataset, "num_classes": data.num_classes,
             "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std),
             "epoch": row["epoch"], "test_top1": row["test_top1"],

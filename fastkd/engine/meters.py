@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,14 +32,14 @@ class Meters:
         bad = ~torch.isfinite(values[0])
         self.first_bad.copy_(torch.where(bad & (self.first_bad < 0), clock.step, self.first_bad))
         self.steps += 1
-        self.samples += len(targets)
+        self.samples += len(logits)
 
     def read(self) -> dict[str, float]:
         """Means over the epoch so far and over ranks: loss, each term, top1 in percent; first_bad as counted."""
         packed = torch.cat([self.sums, torch.tensor([self.steps, self.samples], device=self.sums.device)])
         *sums, steps, samples = parallel.total(packed).tolist()
         means = {name: value / max(steps, 1) for name, value in zip(self.names, sums, strict=True)}
-        means["top1"] = 100 * sums[-1] / max(samples, 1) if sums else 0.0
+        means["top1"] = 100 * sums[-1] / samples if samples else math.nan
         bad = [step for step in parallel.gather(self.first_bad[None]).tolist() if step >= 0]
         return means | {"first_bad": float(min(bad, default=-1))}
 

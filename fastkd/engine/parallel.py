@@ -136,10 +136,13 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
     """Batch norms are local to a rank while training; before evaluation and saving their statistics become one."""
-    if dist.is_initialized():
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                total(buffer).div_(dist.get_world_size())
+    if not dist.is_initialized():
+        return
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for buffer in part.buffers(recurse=False):
+                if buffer.is_floating_point():
+                    total(buffer).div_(dist.get_world_size())
 
 
 def barrier() -> None:

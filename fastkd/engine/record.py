@@ -41,6 +41,8 @@ class Recorder:
         if not self.writes:
             return
         weights = {"about": about, "model": state["model"]}
+        if "method" in about:
+            weights["method"] = state["method"]
         if is_best:
             self._owed[BEST] = weights
         if self.save_freq and about["epoch"] % self.save_freq == 0:

@@ -31,6 +31,7 @@ class Weights:
     path: Path
     tensors: Mapping[str, Tensor]
     about: Mapping[str, Any]
+    method: Mapping[str, Tensor]  # of a method whose parts the student answers through, else empty
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
@@ -55,7 +56,9 @@ def read(path: Path, what: str) -> Weights:
     if not tensors:
         raise UserError(f"{what}: {path} holds no weights (keys: {', '.join(map(str, list(content)[:5]))})")
     about = content.get("about")
-    return Weights(path, tensors, about if isinstance(about, dict) else {})
+    about = about if isinstance(about, dict) else {}
+    method = content.get("method") if isinstance(about.get("method"), dict) else {}
+    return Weights(path, tensors, about, method if isinstance(method, dict) else {})
 
 
 def find(config: RunConfig) -> Path | None:
@@ -149,7 +152,13 @@ def weights_of(config: RunConfig) -> Weights:
         raise UserError(
             f"there is no teacher of {config.data.dataset} under {TEACHERS}; {how_to_get(config)}"
         )
-    return read(path, "--path-t")
+    weights = read(path, "--path-t")
+    if weights.method:
+        raise UserError(
+            f"--path-t {weights.path}: that student answers through parts of {weights.about['method'].get('name')} and not "
+            "by its own classifier; a teacher must be a net of its own"
+        )
+    return weights
 
 
 def fresh(config: RunConfig, data: DataSpec) -> StagedNet:

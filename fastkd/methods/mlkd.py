@@ -33,7 +33,9 @@ class MLKD(Method):
            each KL a mean over the batch times T^2;
       cc = g * sum_T |P^T P - P^T P|^2 / K and bc = f * sum_T |P P^T - P P^T|^2 / B, teacher minus student, weak view.
     f is the share of samples whose largest teacher probability (weak view, T = 1) is at most the batch's median, g the
-    share of classes of which that holds for the summed probability. The task loss is the sum of both views' means.
+    share of classes of which that holds for the summed probability. The task loss is the sum of both views' means,
+    and each view goes through the student by itself, so that batch norm sees one kind of picture at a time. The strong
+    view is that of loaders/strong.py.
 
     As in the reference, where f and g come of masks meant for single samples and classes that are applied to sums
     already taken, and where 2 and 6 see the weak view twice; the published numbers rest on both.

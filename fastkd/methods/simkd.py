@@ -100,6 +100,7 @@ class SimKD(Method):
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, clock: Clock) -> Terms:
         projected_BCHW = self.reuse.project(student.taps[self.tap])
+        self.answered = self.reuse(projected_BCHW.detach())[1]
         return {"simkd": F.mse_loss(projected_BCHW, self.target(teacher.taps[self.teacher_tap]))}
 
     def target(self, t_BCHW: Tensor) -> Tensor:

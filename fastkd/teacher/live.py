@@ -52,7 +52,7 @@ class LiveTeacher(Teacher):
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
-        self.counts.forwards += len(batch.indices)
+        self.counts.forwards += len(batch.images)
         with self.precision():
             out: Outputs = self.net(batch.images, self.taps)
         return out

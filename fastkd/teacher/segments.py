@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import time
 import zlib
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -35,7 +36,16 @@ class Segment(NamedTuple):
     values: np.ndarray  # R, then the shape of the field
 
 
-def write(folder: Path, identity: str, field: str, rows: np.ndarray, values: np.ndarray) -> Path:
+def write(
+    folder: Path,
+    identity: str,
+    field: str,
+    rows: np.ndarray,
+    values: np.ndarray,
+    instead_of: Path | None = None,
+) -> Path:
+    """Segments are read in the order of their names, which is that of their making, and the first answer to a row
+    counts. `instead_of`: whose place in that order this one takes."""
     head = {"format": FORMAT, "cache": identity, "field": field, "shape": list(values.shape[1:]),
             "dtype": str(values.dtype), "rows": len(rows)}  # fmt: skip
     parts: list[Any] = [
@@ -53,7 +63,8 @@ def write(folder: Path, identity: str, field: str, rows: np.ndarray, values: np.
         out.write(crc.to_bytes(4, "little"))
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{secrets.token_hex(8)}{SUFFIX}"
+    place = instead_of.name.partition("_")[0] if instead_of else f"{time.time_ns():016x}"
+    path = folder / f"{place}_{secrets.token_hex(4)}{SUFFIX}"
     files.write(path, fill)
     return path
 

@@ -114,7 +114,7 @@ def _merge(part: Part, paths: list[Path], identity: str) -> list[Path]:
         first = first[~np.isin(rows[first], seen)]
         if len(group) > 1 or len(first) < len(rows):
             if len(first):
-                segments.write(part.folder, identity, part.field, rows[first], values[first])
+                segments.write(part.folder, identity, part.field, rows[first], values[first], group[0][0])
             for path, _ in group:
                 path.unlink()
         seen = np.union1d(seen, rows)

@@ -87,12 +87,9 @@ def distiller(
 
 
 def batch(size: int = 4, scale: float = 1.0, views: int = 1) -> Batch:
-    """Views one after the other; until the step repeats the targets for each, they are given that often."""
-    indices = (torch.arange(size) % 12).repeat(views)
-    size *= views
-    return Batch(
-        torch.randn(size, 3, 8, 8) * scale, indices % CLASSES, indices, torch.zeros(size, dtype=torch.int64)
-    )
+    indices = torch.arange(size) % 12
+    images = torch.randn(size * views, 3, 8, 8) * scale
+    return Batch(images, indices % CLASSES, indices, torch.zeros_like(indices))
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -148,7 +145,6 @@ def test_needs_are_exact(name: str, hyper: dict[str, Any]) -> None:
             full = full._replace(**{field: torch.full_like(getattr(full, field), float("nan"))})
     if not method.needs.indices:
         samples = samples._replace(indices=torch.full_like(samples.indices, 10**9))
-    samples = samples._replace(targets=samples.targets[: len(samples.targets) // method.needs.views])
     terms = method.terms(student, full._replace(taps=Reading(full.taps, seen_t)), samples, Clock.start(CPU))
     assert all(torch.isfinite(term) for term in terms.values())
     assert seen == set(method.needs.student)
@@ -235,8 +231,8 @@ def test_a_weight_of_zero_costs_nothing(name: str, hyper: dict[str, Any]) -> Non
     both, _ = distiller(name, **(hyper | {weight: 0.0, "task_weight": 1.0}))
     assert set(both.teacher_needs) <= ({LOGITS} if both.method.config.kd_weight else set())
     both.method.terms = None  # type: ignore[method-assign,assignment]  # called, it would fail
-    samples = batch()
-    nothing = Outputs(torch.zeros(4, CLASSES), torch.zeros(0), {})
+    samples = batch(views=both.method.needs.views)
+    nothing = Outputs(torch.zeros(len(samples.images), CLASSES), torch.zeros(0), {})
     terms, _ = both(samples, nothing, Clock.start(CPU))
     assert "task" in terms
 

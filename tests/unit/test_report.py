@@ -377,6 +377,19 @@ def test_the_page_says_what_it_shows(tmp_path: Path) -> None:
     assert "Warnings" not in page_of([read_run(tmp_path / "one")], tmp_path)
 
 
+def test_what_a_cache_saved_is_shown(tmp_path: Path) -> None:
+    counts = {"teacher_forwards": 1000, "cache_hits": 3000, "cache_misses": 1000}
+    runs = [
+        write_run(tmp_path / "a", [50.0], summary=counts),
+        write_run(tmp_path / "b", [51.0], run__seed=1, summary=dict.fromkeys(counts, 0)),
+    ]
+    shown = page_of([read_run(run) for run in runs], tmp_path)
+    assert "<h2>Teacher cache</h2>" in shown
+    assert shown.count("of the teacher's") == 1
+    assert "3,000 of the teacher's 4,000 answers were read, 1,000 computed: 75.0 % saved" in shown
+    assert "Teacher cache" not in page_of([read_run(runs[1])], tmp_path)
+
+
 def test_long_runs_show_their_last_quarter_again(tmp_path: Path) -> None:
     runs = [
         read_run(write_run(tmp_path / f"r{i}", [float(i + e) for e in range(40)], method__T=i))

@@ -1,19 +1,34 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
+
 import torch
+from torch import Tensor
 
 from fastkd.methods.lskd import LSKD
 from fastkd.methods.mlkd import MLKD
-from tests.parity.case import Case, Vector, batch, build, leaf, said
+from fastkd.outputs import Outputs
+from tests.parity.case import Case, Said, Vector, batch, build, leaf, said
 from tests.parity.cases.soft_labels import Output, always, times
 
 
+class InTurn(Said):
+    """Asked for one view after the other."""
+
+    def __init__(self, views: Sequence[Tensor]) -> None:
+        super().__init__(said(torch.cat([*views])).outputs)
+        self.turns = cycle(views)
+
+    def forward(self, _images: Tensor, _taps: tuple[str, ...] = ()) -> Outputs:
+        return said(next(self.turns)).outputs
+
+
 def case(v: Vector) -> Case:
-    """The targets are given once a view, as the task loss over both views reads them; the method reads none."""
     views = [leaf(v[f"in/logits_s_{view}"]) for view in ("weak", "strong")]
     t_weak = v["in/logits_t_weak"]
-    student, teacher = said(torch.cat(views)), said(torch.cat([t_weak, v["in/logits_t_strong"]]))
-    task, kd = 2 * v.number("hp/ce_weight"), v.number("hp/kd_weight")
+    student, teacher = InTurn(views), said(torch.cat([t_weak, v["in/logits_t_strong"]]))
+    task, kd = v.number("hp/ce_weight"), v.number("hp/kd_weight")
     hyper = {"task_weight": task, "kd_temperature": v.number("hp/T")}
     if v.arrays["name"].item().startswith("logit_std_"):
         name, hyper = "lskd", hyper | {"of": "mlkd", "kd_weight": kd}
@@ -26,7 +41,8 @@ def case(v: Vector) -> Case:
     outputs: dict[str, Output] = {"loss": "loss", "loss_ce": times(task, "task"), "mask": always(mask),
                                   "class_mask": always(class_mask)}  # fmt: skip
     outputs |= {f"loss_{part}": times(kd, part) for part in ("kd", "cc", "bc")}
-    samples = batch(len(t_weak), v["in/target"].repeat(2))
+    samples = batch(len(t_weak), v["in/target"])
+    samples = samples._replace(images=samples.images.repeat(2, 1, 1, 1))
     inputs = dict(zip(("logits_s_weak", "logits_s_strong"), views, strict=True))
     return Case(method, student, teacher, samples, inputs, outputs)
 
