@@ -20,8 +20,6 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     name: (("--distill", name), name) for name in methods.names()
 }
 CASES["lskd-over-mlkd"] = ("--distill", "lskd", "method.of=mlkd"), "mlkd"
-WAITING = {"mlkd", "lskd-over-mlkd"}  # for two views of a picture
-READY = [case for case in CASES if case not in WAITING]
 
 # A method whose published weight, made for 240 epochs, drowns the labels in the first hundred steps.
 LIGHTER = {"askd": ("--beta", "0.05"), "crd": ("--beta", "0.05")}
@@ -78,7 +76,7 @@ def error(samples: int) -> float:
     return 100 * math.sqrt((CLASSES - 1) / samples) / CLASSES
 
 
-@pytest.mark.parametrize("case", READY)
+@pytest.mark.parametrize("case", CASES)
 def test_it_learns(case: str, train: Train, taught: Path, here: Path) -> None:
     said = train("student", *words(case, taught), *LEARNING, *LIGHTER.get(case, ()), "--out", "run")
     assert said.code == 0, said
@@ -89,7 +87,7 @@ def test_it_learns(case: str, train: Train, taught: Path, here: Path) -> None:
     assert seen > 4 * error(PICTURES) or unseen > 4 * error(TESTED), last
 
 
-@pytest.mark.parametrize("case", READY)
+@pytest.mark.parametrize("case", CASES)
 def test_it_goes_on_after_an_epoch_in_bfloat16(
     case: str, train: Train, taught: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +124,7 @@ def column(name: str) -> dict[str, str]:
 KEPT = column("teacher cache")
 
 
-@pytest.mark.parametrize("case", READY)
+@pytest.mark.parametrize("case", CASES)
 def test_the_teacher_cache_is_what_methods_md_says(case: str, train: Train, taught: Path, here: Path) -> None:
     given = (*words(case, taught), *TINY, "--teacher-cache", "cache")
     kept = KEPT[CASES[case][1]]
@@ -152,7 +150,7 @@ def test_the_teacher_cache_is_what_methods_md_says(case: str, train: Train, taug
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("case", READY)
+@pytest.mark.parametrize("case", CASES)
 def test_a_pair_of_nets_works_or_is_refused_with_a_reason(
     case: str, pair: tuple[str, str], train: Train, here: Path
 ) -> None:
