@@ -221,13 +221,12 @@ def _scalar(value: Any, hint: type, name: str) -> Any:
 
 def tree(config: Any) -> dict[str, Any]:
     """Plain data for yaml: what `build` reads back."""
-    out: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            out[f.name] = tree(value)
-        elif isinstance(value, tuple):
-            out[f.name] = list(value)
-        else:
-            out[f.name] = dict(value) if isinstance(value, Mapping) else value
-    return out
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return tree(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -65,7 +65,8 @@ def datasets() -> list[str]:
     return sorted(p.stem for p in (FOLDER / "datasets").glob("*.yaml"))
 
 
-def _rows(kind: str, name: str) -> list[Row]:
+def rows(kind: str, name: str) -> list[Row]:
+    """A data set's or a method's special cases, in order."""
     path = FOLDER / kind / f"{name}.yaml"
     if not path.is_file():
         return []
@@ -115,7 +116,7 @@ def resolve(kind: str, asked: Mapping[str, Any], shared: Iterable[str] = ()) -> 
     # a RunConfig's own defaults, so that rows may ask about any key
     current = config.merge(config.tree(RunConfig()), {"kind": kind})
     applied = []
-    for row in [*_rows("datasets", dataset), *_rows("methods", canonical)]:
+    for row in [*rows("datasets", dataset), *rows("methods", canonical)]:
         if not row.matches(config.merge(current, user)):
             continue
         current = config.merge(current, config.nested(row.set))

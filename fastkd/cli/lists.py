@@ -14,9 +14,19 @@ def list_methods(arguments: list[str]) -> int:
     made = Parser(
         prog="fastkd methods", description="Every --distill name, with its numbers and their defaults."
     )
-    made.add_argument("--json", action="store_true", help="as one json list")
+    form = made.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as one json list")
+    form.add_argument(
+        "--markdown", action="store_true", help="as METHODS.md: what each reads, trains and costs too"
+    )
+    space = made.parse_args(arguments)
+    if space.markdown:
+        from fastkd.cli import catalogue  # here: it loads torch and the engine
+
+        print(catalogue.page(), end="")
+        return 0
     rows = [_method(name) for name in methods.names()]
-    if made.parse_args(arguments).json:
+    if space.json:
         print(json.dumps(rows, indent=1))
         return 0
     for row in rows:

@@ -218,6 +218,7 @@ def heavy_after(statement: str, folder: Path) -> list[str]:
     [
         "import fastkd",
         "import fastkd.cli.main",
+        "import fastkd.cli.lists",
         "import fastkd.methods; fastkd.methods.names()",
         "import fastkd.models; fastkd.models.names()",
         "import fastkd.config, fastkd.recipes",

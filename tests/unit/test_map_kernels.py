@@ -17,6 +17,7 @@ from fastkd.methods.kdsvd import RightVectors
 from fastkd.methods.nst import mean_kernel
 from loaders.contract import DataSpec
 from loaders.errors import UserError
+from tests.unit.written_out import kernel_of_all_products, nst_of_all_products, structure_of_all_pairs
 
 
 def make(name: str, teacher: str, **hyper: Any) -> Any:
@@ -30,13 +31,26 @@ def make(name: str, teacher: str, **hyper: Any) -> Any:
 @pytest.mark.parametrize(("channels", "positions"), [((5, 7), 3), ((2, 3), 16)], ids=["deep", "shallow"])
 def test_nst_equals_the_kernel_written_out(channels: tuple[int, int], positions: int) -> None:
     a, b = (torch.randn(2, width, positions, dtype=torch.float64) for width in channels)
-    sums = [
-        (a[n, c] * b[n, d]).sum() ** 2
-        for n in range(2)
-        for c in range(channels[0])
-        for d in range(channels[1])
-    ]
-    torch.testing.assert_close(mean_kernel(a, b), torch.stack(sums).mean())
+    torch.testing.assert_close(mean_kernel(a, b), kernel_of_all_products(a, b))
+
+
+def test_nst_equals_its_stages_written_out() -> None:
+    method = make("nst", "wrn_16_1")
+    sizes = {"stage1": (16, 8), "stage2": (32, 8), "stage3": (64, 2)}
+    s_maps, t_maps = (
+        {
+            tap: torch.randn(3, width, side, side, dtype=torch.float64).requires_grad_()
+            for tap, (width, side) in sizes.items()
+        }
+        for _ in range(2)
+    )
+    nets: list[Any] = [SimpleNamespace(taps=taps) for taps in (s_maps, t_maps)]
+    leaves = list(s_maps.values())
+    ours = torch.stack(list(method.terms(*nets, None, None).values())).sum()
+    plain = nst_of_all_products(leaves, list(t_maps.values()))
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
+    for gradient, like in zip(*(torch.autograd.grad(loss, leaves) for loss in (ours, plain)), strict=True):
+        torch.testing.assert_close(gradient, like, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(7, 4), (4, 7), (5, 5)], ids=["tall", "wide", "square"])
@@ -85,13 +99,6 @@ def test_kdsvd_refuses_matrices_of_other_columns(teacher: str, layout: str, why:
         make("kdsvd", teacher, layout=layout)
 
 
-def written_out(x: Tensor) -> Tensor:
-    """Every ordered pair, with the floor and the mean of what is positive as published."""
-    apart = (x[..., :, None] - x[..., None, :]).square().clamp_min(1e-12).sqrt()
-    apart = apart * (1 - torch.eye(x.shape[-1], dtype=x.dtype))
-    return apart / apart[apart > 0].mean()
-
-
 @pytest.mark.parametrize("shape", [(3, 7), (2, 3, 4)], ids=["classes", "regions"])
 def test_askd_equals_the_structure_written_out(shape: tuple[int, ...]) -> None:
     s = torch.randn(shape, dtype=torch.float64)
@@ -99,7 +106,7 @@ def test_askd_equals_the_structure_written_out(shape: tuple[int, ...]) -> None:
     both = [s.clone().requires_grad_() for _ in range(2)]
     t = torch.randn(shape, dtype=torch.float64)
     ours = structure_distance(both[0], t)
-    plain = F.smooth_l1_loss(written_out(both[1]), written_out(t))
+    plain = F.smooth_l1_loss(structure_of_all_pairs(both[1]), structure_of_all_pairs(t))
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
     gradients = [torch.autograd.grad(loss, x)[0] for loss, x in ((ours, both[0]), (plain, both[1]))]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
