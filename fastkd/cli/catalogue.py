@@ -67,7 +67,8 @@ def legend(measured: Mapping[str, Any]) -> list[str]:
         "teacher's logits too.",
         "- *trained besides the student*: parameters; those of a phase are trained in it alone.",
         "- *teacher cache*: the largest that `--teacher-cache` holds for it: logits, pooled features or whole maps. A "
-        "phase reads it where it holds what the phase needs.",
+        "phase reads it where it holds what the phase needs, else the net is asked live: every view's maps of all stages would "
+        "be terabytes on a real data set.",
         "- *graph-safe*: a step never waits for the device.",
         f"- {cost}; `benchmarks/methods.py` measures it.",
     ]
