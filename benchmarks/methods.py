@@ -77,12 +77,11 @@ def one_step(request: recipes.Request, phase: int | None, device: torch.device) 
         first = distiller.method.phases()[phase]
         distiller.student.requires_grad_(first.trains_student)
         distiller = phases.objective(distiller, first)
-    layout = build.layout(config)
-    distiller.to(device, memory_format=layout)
+    build.place(distiller, config, device)
     needs = distiller.teacher_needs
     teacher = LiveTeacher(source.net, needs, distiller.precision) if source and needs else NoTeacher()
     if source:
-        source.net.to(device, memory_format=layout)
+        build.place(source.net, config, device)
     lr = optim.LearningRate(config.optim, 1000, device)
     optimizer = optim.optimizer(config.optim, distiller, lr.value)
     run = SimpleNamespace(
@@ -92,7 +91,9 @@ def one_step(request: recipes.Request, phase: int | None, device: torch.device) 
     step = Step(cast(build.Run, run), Clock.start(device), Meters(device))
     images = torch.randn(BATCH * views, 3, 32, 32, device=device).to(distiller.precision.dtype)
     at = torch.arange(BATCH, device=device)
-    batch = Batch(images.contiguous(memory_format=layout), at % CLASSES, at, torch.zeros_like(at))
+    batch = Batch(
+        images.contiguous(memory_format=build.layout(config)), at % CLASSES, at, torch.zeros_like(at)
+    )
 
     return lambda: step(batch)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 import loaders
@@ -127,9 +128,9 @@ def build(
     if (views := distiller.method.needs.views) > 1:  # known only now; no batch has been read yet
         plan = dataclasses.replace(train.plan, views=views)
         train = loaders.build(config.data.loader, train.split, train.view, plan)
-    distiller.to(device, memory_format=layout(config))  # type: ignore[call-overload]  # torch's stubs lack this form
+    place(distiller, config, device)
     if source:
-        source.net.to(device, memory_format=layout(config))  # type: ignore[call-overload]  # likewise
+        place(source.net, config, device)
     teacher: Teacher = source if source and distiller.teacher_needs else NoTeacher()
     teacher.counts = source.counts if source else teacher.counts
     _check_optimizer(config, distiller, precision)
@@ -146,6 +147,11 @@ def build(
 
 def layout(config: RunConfig) -> torch.memory_format:
     return torch.channels_last if config.run.channels_last else torch.contiguous_format
+
+
+def place(module: nn.Module, config: RunConfig, device: torch.device) -> None:
+    """On the run's device, in its memory format."""
+    module.to(device, memory_format=layout(config))  # type: ignore[call-overload]  # torch's stubs lack this form
 
 
 def _check_optimizer(config: RunConfig, distiller: Distiller, precision: Precision) -> None:

@@ -48,8 +48,7 @@ def source(config: RunConfig, device: torch.device, ranks: Ranks) -> Source:
     config = dataclasses.replace(config, teacher=named)
     train, test = build.open_loaders(config, device, precision.dtype, ranks)
     net = teachers.load(config, weights, train.spec.num_classes)
-    layout = torch.channels_last if config.run.channels_last else torch.contiguous_format
-    net.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this form
+    build.place(net, config, device)
     return Source(LiveTeacher(net, (LOGITS, POOLED), precision), train, test, weights, precision.dtype)
 
 

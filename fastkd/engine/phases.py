@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastkd.engine import optim
-from fastkd.engine.build import Run, layout
+from fastkd.engine.build import Run, place
 from fastkd.engine.distiller import Distiller
 from fastkd.engine.loop import Position, Training
 from fastkd.engine.record import Recorder
@@ -45,7 +45,7 @@ def staged(run: Run, phase: Phase) -> Run:
     )  # fmt: skip
     run.distiller.student.requires_grad_(phase.trains_student)
     distiller = objective(run.distiller, phase)
-    distiller.to(run.device, memory_format=layout(run.config))  # type: ignore[call-overload]  # torch's stubs
+    place(distiller, run.config, run.device)
     lr = optim.LearningRate(settings, len(run.train), run.device)
     return dataclasses.replace(
         run, config=dataclasses.replace(run.config, optim=settings), distiller=distiller, lr=lr,

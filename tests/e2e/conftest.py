@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastkd.cli.train import main
+from fastkd.engine.step import Step
 
 pytest.register_assert_rewrite("tests.e2e.runs")
 
@@ -59,3 +64,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(trained: Path, here: Path) -> Path:
     """The small teacher's run, in this test's folder."""
     return Path(shutil.copytree(trained, here / "teacher"))
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sends this process a signal after so many steps, once."""
+    step = Step.__call__
+
+    def set_up(steps: int, number: signal.Signals = signal.SIGTERM) -> None:
+        taken = 0
+
+        def counted(self: Step, batch: Any) -> None:
+            nonlocal taken
+            step(self, batch)
+            taken += 1
+            if taken == steps:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Step, "__call__", counted)
+
+    return set_up

@@ -93,25 +93,12 @@ def test_what_a_phase_made_is_fixed_after_it(train: Train, teacher: Path, here: 
 
 @pytest.mark.parametrize(("method", "steps"), [("ab", 17), ("ft", 34), ("fsp", 31)])
 def test_stopped_in_or_after_a_phase_it_goes_on_the_same(
-    train: Train, teacher: Path, here: Path, monkeypatch: pytest.MonkeyPatch, method: str, steps: int
+    train: Train, teacher: Path, here: Path, stop_after: Callable[..., None], method: str, steps: int
 ) -> None:
     """The phase has 30 steps."""
-    import os
-    import signal
-
     assert train("student", *given(method), "--out", "whole").code == 0
-    step, taken = Step.__call__, 0
-
-    def counted(self: Step, batch: Batch) -> None:
-        nonlocal taken
-        step(self, batch)
-        taken += 1
-        if taken == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Step, "__call__", counted)
-        said = train("student", *given(method), "--out", "run")
+    stop_after(steps)
+    said = train("student", *given(method), "--out", "run")
     assert "saved: go on with --resume auto" in said.out
     assert load(here / "run" / "last.pt")["position"]["stage"] == (1 if steps > 30 else 0)
     assert train("student", *given(method), "--out", "run", "--resume").code == 0

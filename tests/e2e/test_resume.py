@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 import torch
@@ -69,26 +69,6 @@ def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         return out
 
     return made
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sends this process a signal after so many steps, once."""
-    step = Step.__call__
-
-    def set_up(steps: int, number: signal.Signals = signal.SIGTERM) -> None:
-        taken = 0
-
-        def counted(self: Step, batch: Any) -> None:
-            nonlocal taken
-            step(self, batch)
-            taken += 1
-            if taken == steps:
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(Step, "__call__", counted)
-
-    return set_up
 
 
 # ---- killed

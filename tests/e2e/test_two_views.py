@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from PIL import Image
 
 from fastkd.cli.main import main
 from fastkd.engine import bench
-from fastkd.engine.step import Step
 from tests.e2e.runs import STUDENT, Train, end, equal, load, rows, same_run
 
 MLKD = ("--distill", "mlkd", "--path-t", "teacher", "--threads", "1", "--epochs", "2")
@@ -30,7 +28,7 @@ def summary(run: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stopped_after", [3, 10, 14])
 def test_it_trains_and_goes_on_as_if_never_stopped(
-    train: Train, teacher: Path, here: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
+    train: Train, teacher: Path, here: Path, stop_after: Callable[..., None], stopped_after: int
 ) -> None:
     """10 is the last step of the first epoch, 14 is within the second."""
     assert train("student", *STUDENT, *MLKD, "--out", "whole").code == 0
@@ -41,16 +39,7 @@ def test_it_trains_and_goes_on_as_if_never_stopped(
     assert (
         summary("whole")["teacher_forwards"] == TESTED + 2 * 2 * PICTURES
     )  # two views of each picture, two epochs
-    step, taken = Step.__call__, 0
-
-    def counted(self: Step, batch: Any) -> None:
-        nonlocal taken
-        step(self, batch)
-        taken += 1
-        if taken == stopped_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Step, "__call__", counted)
+    stop_after(stopped_after)
     said = train("student", *STUDENT, *MLKD, "--out", "run")
     assert "saved: go on with --resume auto" in said.out
     assert train("student", *STUDENT, *MLKD, "--out", "run", "--resume", "auto").code == 0
